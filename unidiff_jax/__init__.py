@@ -1,0 +1,1 @@
+"""unidiff_jax: unified image diffusion in JAX. Every image task is a sequence of frames."""

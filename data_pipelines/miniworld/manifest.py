@@ -1,0 +1,135 @@
+"""The manifest of a rendered MiniWorld folder: its settings and what every file must be.
+
+    manifest.json = {schema, generator, settings, files: {name: {bytes, records, sha256}}}
+
+It is rewritten after each finished shard, so it lists what can be trusted: a file that it lists
+is whole, anything else in the folder is rendered again. It holds no time or machine name, hence
+the same settings give the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+from typing import Any
+
+from data_pipelines.miniworld.scene import SPLITS
+
+SCHEMA = "miniworld/1"
+GENERATOR = 1  # raise it whenever the same settings would give other bytes
+NAME = "manifest.json"
+
+
+class RecordsError(ValueError):
+    """A data folder or record that cannot be used; the message says how to render it again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the bytes of a rendered folder.
+
+    Attributes:
+      size: pixels a side of every image.
+      counts: records by split.
+      seed: 0 or more.
+      samples: rays a side of each pixel.
+      shards: files a split, fewer if it has fewer records.
+      edits: edit pairs a record.
+      clip_frames: frames of a record's clip besides the base image; 0 for no clip.
+    """
+
+    size: int
+    counts: dict[str, int]
+    seed: int = 0
+    samples: int = 2
+    shards: int = 4
+    edits: int = 3
+    clip_frames: int = 2
+
+    def __post_init__(self):
+        unknown = sorted(set(self.counts) - set(SPLITS))
+        if unknown:
+            raise ValueError(f"counts has unknown splits {unknown}; use {', '.join(SPLITS)}")
+        for name, smallest in (("size", 8), ("seed", 0), ("samples", 1), ("shards", 1)):
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name}={getattr(self, name)}; use {smallest} or more")
+        if min(self.edits, self.clip_frames, *self.counts.values()) < 0:
+            raise ValueError("edits, clip_frames and counts must be 0 or more")
+
+    def shards_of(self, split: str) -> dict[str, range]:
+        """File name -> the record indices of the split that it holds."""
+        count = self.counts.get(split, 0)
+        total = min(self.shards, count)
+        edges = [count * i // total for i in range(total + 1)] if total else [0]
+        return {
+            f"{split}-{i:05d}-of-{total:05d}.array_record": range(edges[i], edges[i + 1])
+            for i in range(total)
+        }
+
+    def command(self, folder: str | os.PathLike) -> str:
+        """The command line that renders this data."""
+        counts = " ".join(f"--{split} {self.counts.get(split, 0)}" for split in SPLITS)
+        return (
+            f"python -m launch.miniworld --out {shlex.quote(str(folder))} --size {self.size} "
+            f"{counts} --seed {self.seed} --samples {self.samples} --shards {self.shards} "
+            f"--edits {self.edits} --clip_frames {self.clip_frames}"
+        )
+
+
+@dataclasses.dataclass
+class Manifest:
+    """Settings and the finished files: name -> {bytes, records, sha256}."""
+
+    settings: Settings
+    files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    schema: str = SCHEMA
+    generator: int = GENERATOR
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: pathlib.Path, *, num_records: int) -> dict[str, Any]:
+    """What the manifest says of a finished file."""
+    return {"bytes": path.stat().st_size, "records": num_records, "sha256": sha256(path)}
+
+
+def write(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` in one step: a reader sees the old one or the new one."""
+    tree = dataclasses.asdict(manifest)
+    partial = folder / f"{NAME}.partial"
+    partial.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, folder / NAME)
+
+
+def read(folder: str | os.PathLike) -> Manifest:
+    """Reads a folder's manifest.
+
+    Raises:
+      RecordsError: there is none, it is not a manifest, or it is one of another schema.
+    """
+    path = pathlib.Path(folder) / NAME
+    again = f"python -m launch.miniworld --out {shlex.quote(str(folder))}"
+    try:
+        tree = json.loads(path.read_text())
+        check_schema(tree["schema"], f"remove {folder} and render the data again with: {again}")
+        return Manifest(**{**tree, "settings": Settings(**tree["settings"])})
+    except RecordsError:
+        raise
+    except FileNotFoundError:
+        raise RecordsError(f"{path} is missing; render the data with: {again}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordsError(
+            f"{path} is damaged ({error}); remove the folder and render it again with: {again}"
+        ) from None
+
+
+def check_schema(schema: str, remedy: str) -> None:
+    """Raises RecordsError, ending in `remedy`, unless the schema is the one this code reads."""
+    if schema != SCHEMA:
+        raise RecordsError(f"the data has schema {schema!r} but {SCHEMA!r} is needed; {remedy}")

@@ -1,0 +1,178 @@
+"""The MiniWorld record: one scene, its edits and its clip as one safetensors blob.
+
+The N images of a record are image 0 (the base scene), then one image for each edit, then the
+clip's further frames. Tensors lie in the blob as safetensors; all text is one JSON string in its
+`__metadata__`. Nothing is ever unpickled.
+
+`decode` reads the safetensors header itself: the tensors are then views of the blob (no copy),
+and `safetensors.numpy.load` would not return the metadata at all.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from data_pipelines.miniworld import manifest as manifests
+from data_pipelines.miniworld.manifest import SCHEMA, RecordsError
+
+_KEY = "miniworld"
+_TENSORS = {
+    "rgb": np.uint8,
+    "depth": np.float16,
+    "instance": np.uint8,
+    "shadow": np.uint8,
+    "camera_to_world": np.float32,
+    "intrinsics": np.float32,
+}
+_DTYPES = {"U8": np.dtype("<u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+
+
+@dataclasses.dataclass
+class Record:
+    """One scene and its related images.
+
+    Attributes:
+      rgb: uint8 (N, H, W, 3).
+      depth: float16 (N, H, W), z-depth in scene units.
+      instance: uint8 (N, H, W), object id, 0 for floor and backdrop.
+      shadow: uint8 (N, H, W), 1 where the light does not reach.
+      camera_to_world: float32 (N, 4, 4), OpenGL axes.
+      intrinsics: float32 (N, 3, 3), in units of the image size.
+      id: unique over all splits, below 2**30.
+      split: train, validation, test or heldout.
+      heldout: pair, azimuth, count, or None outside the held-out split.
+      scenes: N scene dicts; `scene.from_dict` gives the scene.
+      captions: for each image a list of two or more.
+      references: dicts {expression, object, image}; the expression fits that object alone.
+      edits: dicts {kind, instruction, before, after, object}; before and after index images,
+        object is the id of the changed object, 0 for the floor.
+      clip: {kind, images, description}, images in time order and beginning with 0; None if the
+        record has no clip.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    instance: np.ndarray
+    shadow: np.ndarray
+    camera_to_world: np.ndarray
+    intrinsics: np.ndarray
+    id: int
+    split: str
+    heldout: str | None
+    scenes: list[dict[str, Any]]
+    captions: list[list[str]]
+    references: list[dict[str, Any]]
+    edits: list[dict[str, Any]]
+    clip: dict[str, Any] | None
+
+
+_METADATA = tuple(f.name for f in dataclasses.fields(Record) if f.name not in _TENSORS)
+
+
+def encode(record: Record) -> bytes:
+    """A record as one safetensors blob.
+
+    Raises:
+      ValueError: a tensor has another dtype than `Record` says.
+    """
+    tensors = {name: getattr(record, name) for name in _TENSORS}
+    for name, array in tensors.items():
+        if array.dtype != _TENSORS[name]:
+            raise ValueError(f"{name} is {array.dtype}; make it {np.dtype(_TENSORS[name])}")
+    metadata = {name: getattr(record, name) for name in _METADATA}
+    text = json.dumps({"schema": SCHEMA, **metadata}, separators=(",", ":"))
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text}
+    )
+
+
+def decode(blob: bytes) -> Record:
+    """The record in a blob; its arrays are read-only views of the blob.
+
+    Example:
+      record = decode(open_records("data/miniworld-32", "train")[0])
+
+    Raises:
+      RecordsError: the blob is no MiniWorld record, or one of another schema.
+    """
+    try:
+        start = 8 + int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8:start])
+        metadata = json.loads(header["__metadata__"][_KEY])
+        schema = metadata.pop("schema")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordsError(f"not a MiniWorld record of schema {SCHEMA!r}: {error}") from None
+    manifests.check_schema(
+        schema, "render the data again with: python -m launch.miniworld --out FOLDER"
+    )
+    try:
+        tensors = {}
+        for name in _TENSORS:
+            entry = header[name]
+            first, last = entry["data_offsets"]
+            dtype = _DTYPES[entry["dtype"]]
+            count = (last - first) // dtype.itemsize
+            flat = np.frombuffer(blob, dtype, count, start + first)
+            tensors[name] = flat.reshape(entry["shape"])
+        return Record(**tensors, **metadata)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordsError(f"damaged MiniWorld record: {error}") from None
+
+
+def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource:
+    """Random access to the encoded records of one split; works as a Grain source.
+
+    Example:
+      source = open_records("data/miniworld-32", "train")
+      dataset = grain.MapDataset.source(source).map(decode)
+
+    Args:
+      folder: a folder that `launch.miniworld` has rendered.
+      split: train, validation, test or heldout.
+
+    Raises:
+      RecordsError: another schema, a split that was not rendered, or a missing or damaged file;
+        the message has the command that renders the folder again.
+    """
+    folder = pathlib.Path(folder)
+    manifest = manifests.read(folder)
+    settings = manifest.settings
+    command = settings.command(folder)
+    shards = settings.shards_of(split)
+    if not shards:
+        rendered = [name for name, count in settings.counts.items() if count]
+        raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(rendered)}")
+    paths = []
+    for name, indices in shards.items():
+        path, entry = folder / name, manifest.files.get(name)
+        problem = None
+        if entry is None:
+            problem = "is not rendered yet"
+        elif not path.exists():
+            problem = "is missing"
+        elif path.stat().st_size != entry["bytes"]:
+            problem = f"has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        elif entry["records"] != len(indices):
+            problem = f"has {entry['records']} records instead of {len(indices)}"
+        if problem:
+            raise RecordsError(f"{path} {problem}; render it again with: {command}")
+        paths.append(str(path))
+    try:
+        source = ArrayRecordDataSource(paths)
+        num_records = len(source)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RecordsError(
+            f"a {split} file in {folder} is damaged ({error}); render it again with: {command}"
+        ) from None
+    if num_records != settings.counts[split]:
+        raise RecordsError(
+            f"{folder} has {num_records} {split} records instead of {settings.counts[split]}; "
+            f"render it again with: {command}"
+        )
+    return source

@@ -1,0 +1,36 @@
+"""Mesh presets and the rules that map logical axes to mesh axes.
+
+Axes, outermost first: `data` (whole replicas, across slices: only gradients cross it), `fsdp` (rows of
+the batch and one axis of every large weight), `seq` (tokens of long sequences), `tensor` (heads and
+feed-forward width). One axis may be -1: what is left of the devices.
+"""
+
+from ml_collections import ConfigDict
+
+PRESETS = {
+    # one device, or all devices as one FSDP group: the default
+    "fsdp": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 1},
+    # plain data parallelism, for models that fit on each chip
+    "data": {"data": -1, "fsdp": 1, "seq": 1, "tensor": 1},
+    # two-way tensor parallelism inside FSDP
+    "fsdp_tensor2": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 2},
+}
+
+# Logical axis -> mesh axis. An axis that does not divide stays whole; the first that fits wins.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "text": "fsdp",
+    "condition": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+}
+
+
+def get_mesh(preset: str = "fsdp") -> ConfigDict:
+    """The mesh section of a config."""
+    if preset not in PRESETS:
+        raise KeyError(f"unknown mesh preset {preset!r}; presets are: {', '.join(PRESETS)}")
+    return ConfigDict({"axes": PRESETS[preset], "rules": RULES})

@@ -1,0 +1,129 @@
+"""From a config to data: source, example maker, training stream, held-out batches."""
+
+import pathlib
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.loader import Loader
+from data_pipelines.miniworld.items import MiniWorldSource, prompts
+from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
+from data_pipelines.packing import batch_rows, pack
+from unidiff_jax.frames import RowSize, pack_rows
+from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.tasks import TASKS
+from unidiff_jax.text import Tokenizer, train_tokenizer
+from unidiff_jax.types import Batch
+
+TOKENIZER_RECORDS = 2000
+"""Records whose texts train the miniature's tokenizer."""
+
+
+def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
+    """The config's data set."""
+    return MiniWorldSource(
+        config.data.folder,
+        split=split,
+        edit_kinds=config.data.edit_kinds,
+        min_reference_objects=config.data.min_reference_objects,
+    )
+
+
+def make_tokenizer(config: ConfigDict, folder: str | pathlib.Path) -> Tokenizer:
+    """Loads the workdir's tokenizer; the first call trains it on the training captions."""
+    folder = pathlib.Path(folder)
+    if not (folder / "spiece.model").exists():
+        source = make_source(config, split="train")
+        count = min(len(source), TOKENIZER_RECORDS)
+        texts = sorted({text for i in range(count) for text in prompts(source[i])})
+        words = sorted({task.prompt.split()[0] for task in TASKS.values()})
+        train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
+    return Tokenizer(folder)
+
+
+def make_maker(
+    config: ConfigDict, tokenizer: Tokenizer, *, caption_dropout: float = 0.0
+) -> ExampleMaker:
+    """The config's example maker; dropout only in training."""
+    return ExampleMaker(
+        tokenizer=tokenizer,
+        autoencoder=SpaceToDepth(**config.autoencoder),
+        patch=config.patch,
+        max_text=config.max_text,
+        caption_dropout=caption_dropout,
+        shift=config.data.shift,
+    )
+
+
+def row_size(config: ConfigDict) -> RowSize:
+    """Capacity of the config's rows."""
+    return RowSize(**config.data.row)
+
+
+def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train") -> Loader:
+    """The training stream of this process."""
+    data = config.data
+    source = make_source(config, split=split)
+    mixes = parse_mixture(data.tasks)
+    maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
+    if data.batch_rows % data.num_shards:
+        raise ValueError(
+            f"data.batch_rows={data.batch_rows} must be a multiple of "
+            f"data.num_shards={data.num_shards}; for example --set data.num_shards=1"
+        )
+
+    def stream(shard: int) -> grain.IterDataset:
+        examples = mix_examples(
+            source, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
+        )
+        reads = grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=64)
+        rows = pack(
+            examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins
+        )
+        return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
+
+    return Loader(
+        stream,
+        num_shards=data.num_shards,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        prefetch=data.prefetch,
+    )
+
+
+def heldout_batches(config: ConfigDict, tokenizer: Tokenizer, *, num_items: int) -> list[Batch]:
+    """Fixed batches of the validation split, `num_items` of each task, for the held-out loss.
+
+    The last batch is filled up with rows whose loss mask is 0, so that all have one shape.
+    """
+    source = make_source(config, split="validation")
+    maker = make_maker(config, tokenizer)
+    examples = []
+    for mix in parse_mixture(config.data.tasks):
+        found = 0
+        for index in range(len(source)):
+            item = source.item(source[index], mix.task, np.random.default_rng([mix.task.id, index]))
+            if item is None or found == num_items:
+                continue
+            found += 1
+            identity = stable_id(mix.task, index)
+            examples.append(maker.example(mix.task, item, example_id=identity, plan=mix.plan))
+    batch, _ = pack_rows(examples, size=row_size(config))
+    return split_rows(batch, num_rows=config.data.batch_rows)
+
+
+def split_rows(batch: Batch, *, num_rows: int) -> list[Batch]:
+    """Cuts a batch into batches of `num_rows`; the last is filled with empty rows."""
+    total = len(batch.tokens)
+    missing = -total % num_rows
+
+    def fill(leaf: np.ndarray) -> np.ndarray:
+        return np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+
+    full = jax.tree.map(fill, batch)
+    return [
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + num_rows], full)
+        for i in range(0, total + missing, num_rows)
+    ]

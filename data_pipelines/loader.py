@@ -1,0 +1,116 @@
+"""The training stream: fixed data shards, exact iterator state, arrays on the mesh.
+
+The stream is cut into `num_shards` data shards, a number of the data and not of the machine. Each
+shard shuffles, mixes and packs alone and gives its part of every batch; a process runs the shards
+that its devices read. So the global batches are the same on any mesh and any number of processes, and
+the state of a job is one small dict a shard.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import grain.experimental
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from unidiff_jax.mesh import batch_sharding
+from unidiff_jax.types import Batch
+
+LoaderState = dict[str, Any]
+"""JSON-able: state of each data shard by its number."""
+
+
+class Loader(Iterator[Batch]):
+    """Host batches of this process; save `get_state()` before `next()`.
+
+    Example:
+      >>> loader = Loader(stream, num_shards=2)  # stream(shard) -> grain.IterDataset of Batch
+      >>> batch = next(loader)
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[int], grain.IterDataset],
+        *,
+        num_shards: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = 4,
+    ):
+        """Starts the iterators of this process's shards.
+
+        Args:
+          stream: makes the stream of one shard; its elements are rows of the batch.
+          num_shards: number of data shards.
+          process_index: this process.
+          process_count: must divide `num_shards`.
+          prefetch: batches that a thread of each shard prepares ahead; 0 for none.
+
+        Raises:
+          ValueError: the processes do not divide the shards.
+        """
+        if num_shards % process_count:
+            raise ValueError(
+                f"data.num_shards={num_shards} must be a multiple of the {process_count} processes; "
+                f"for example --set data.num_shards={process_count * max(1, num_shards // process_count)}"
+            )
+        own = num_shards // process_count
+        self._iterators = {}
+        for shard in range(process_index * own, (process_index + 1) * own):
+            dataset = stream(shard)
+            if prefetch:
+                dataset = grain.experimental.ThreadPrefetchIterDataset(
+                    dataset, prefetch_buffer_size=prefetch
+                )
+            self._iterators[shard] = iter(dataset)
+
+    def __next__(self) -> Batch:
+        parts = [next(iterator) for iterator in self._iterators.values()]
+        if len(parts) == 1:
+            return parts[0]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def get_state(self) -> LoaderState:
+        """State of this process's shards, as of the last batch that was returned."""
+        return {str(shard): it.get_state() for shard, it in self._iterators.items()}
+
+    def set_state(self, state: LoaderState) -> None:
+        """Restores; `state` may hold more shards than this process owns.
+
+        Raises:
+          ValueError: a shard of this process is missing: the data had another `num_shards`.
+        """
+        for shard, iterator in self._iterators.items():
+            if str(shard) not in state:
+                raise ValueError(
+                    f"the checkpoint holds data shards {sorted(state)}, not {shard}: "
+                    f"set data.num_shards={len(state)} as in the first run"
+                )
+            iterator.set_state(state[str(shard)])
+
+
+def gather_state(state: LoaderState) -> LoaderState:
+    """All processes' states on every process."""
+    if jax.process_count() == 1:
+        return state
+    blob = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(blob))))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(blob)] = blob
+    blobs = np.asarray(multihost_utils.process_allgather(padded))
+    merged: LoaderState = {}
+    for row, length in zip(blobs, lengths, strict=True):
+        merged |= json.loads(row[: int(length)].tobytes())
+    return merged
+
+
+def to_devices(batch: Batch, *, mesh: Mesh) -> Batch:
+    """Global arrays from this process's rows."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
+    )

@@ -1,0 +1,158 @@
+"""Training and evaluation items from MiniWorld records: the fields that tasks ask for.
+
+| field | what |
+|---|---|
+| image, caption | base picture and one of its captions |
+| depth | nearness in [0, 1] of the base picture |
+| mask, expression | the object that a referring expression means |
+| source, edited, instruction | an edit pair |
+| earlier, later, change | first and last frame of the clip |
+| layout | bounding boxes of the objects, filled with their colours, on black |
+| holed | base picture with a grey box over one object |
+
+Depth is drawn as inverse depth between two fixed planes, near bright (the reading of affine-invariant
+depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.miniworld.records import Record, decode, open_records
+from data_pipelines.miniworld.render import PALETTE
+from unidiff_jax.tasks import Task
+
+NEAR, FAR = 3.5, 16.0
+"""Depth planes in scene units; every visible point lies between them."""
+
+HOLE_GREY = 128
+
+
+def nearness(depth: np.ndarray) -> np.ndarray:
+    """Scene units to [0, 1], 1 is near."""
+    depth = np.asarray(depth, np.float32)
+    return np.clip((1 / depth - 1 / FAR) / (1 / NEAR - 1 / FAR), 0.0, 1.0)
+
+
+def to_depth(near: np.ndarray) -> np.ndarray:
+    """Inverse of `nearness`, in scene units."""
+    return 1.0 / (1 / FAR + np.clip(near, 0.0, 1.0) * (1 / NEAR - 1 / FAR))
+
+
+class MiniWorldSource:
+    """Records of one split, and items for every task.
+
+    Example:
+      >>> source = MiniWorldSource("data/miniworld-32", split="train")
+      >>> source.item(source[0], get_task("depth"), np.random.default_rng(0))["depth"]
+    """
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        *,
+        split: str,
+        edit_kinds: Sequence[str] = (),
+        min_reference_objects: int = 1,
+    ):
+        """Opens a split.
+
+        Args:
+          folder: made by `launch.miniworld`.
+          split: train, validation, test or heldout.
+          edit_kinds: edits that the `edit` task uses; empty is all.
+          min_reference_objects: scenes with fewer objects have no referring expression (with one
+            object the expression tells nothing).
+        """
+        self._records = open_records(folder, split)
+        self._edit_kinds = frozenset(edit_kinds)
+        self._min_reference_objects = min_reference_objects
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return decode(self._records[index])
+
+    def item(
+        self, record: Record, task: Task, rng: np.random.Generator
+    ) -> Mapping[str, Any] | None:
+        """Fields for a task, with random choices from `rng`; None where the record has none.
+
+        Beside the task's own fields an item holds `record`, and what evaluation needs to score it:
+        `object` (the id that the text is about), `edit` (the edit's dict), `hole` (bool mask).
+        """
+        fields = {frame.field for frame in task.frames}
+        item: dict[str, Any] = {"record": record}
+        if "image" in fields:
+            item["image"] = record.rgb[0]
+            item["caption"] = _choose(record.captions[0], rng)
+        if "depth" in fields:
+            item["depth"] = nearness(record.depth[0])
+        if "layout" in fields:
+            item["layout"] = draw_layout(record.scenes[0], record.instance[0])
+        if "holed" in fields:
+            item["holed"], item["hole"] = cut_hole(record, rng)
+        if "mask" in fields:
+            choices = [r for r in record.references if r["image"] == 0]
+            if not choices or len(record.scenes[0]["objects"]) < self._min_reference_objects:
+                return None
+            chosen = _choose(choices, rng)
+            item["expression"], item["object"] = chosen["expression"], chosen["object"]
+            item["mask"] = record.instance[0] == chosen["object"]
+        if "edited" in fields:
+            edits = [
+                e for e in record.edits if not self._edit_kinds or e["kind"] in self._edit_kinds
+            ]
+            if not edits:
+                return None
+            edit = _choose(edits, rng)
+            item["edit"], item["instruction"] = edit, edit["instruction"]
+            item["object"] = edit["object"]
+            item["source"], item["edited"] = record.rgb[edit["before"]], record.rgb[edit["after"]]
+        if "later" in fields:
+            if record.clip is None:
+                return None
+            images = record.clip["images"]
+            item["earlier"], item["later"] = record.rgb[images[0]], record.rgb[images[-1]]
+            item["change"] = record.clip["description"]
+        return item
+
+
+def draw_layout(scene: Mapping[str, Any], instance: np.ndarray) -> np.ndarray:
+    """Boxes of the visible objects, far ones first, in their palette colours on black."""
+    layout = np.zeros((*instance.shape, 3), np.uint8)
+    boxes = []
+    for body in scene["objects"]:
+        rows, columns = np.nonzero(instance == body["id"])
+        if len(rows):
+            boxes.append((rows.max(), rows.min(), columns.min(), columns.max(), body["color"]))
+    for bottom, top, left, right, color in sorted(boxes):
+        layout[top : bottom + 1, left : right + 1] = np.round(PALETTE[color] * 255)
+    return layout
+
+
+def cut_hole(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Base picture with a grey box around one object, and the box as a mask."""
+    instance = record.instance[0]
+    body = _choose(record.scenes[0]["objects"], rng)
+    rows, columns = np.nonzero(instance == body["id"])
+    hole = np.zeros(instance.shape, bool)
+    hole[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    holed = record.rgb[0].copy()
+    holed[hole] = HOLE_GREY
+    return holed, hole
+
+
+def prompts(record: Record) -> list[str]:
+    """Every text of a record, for training a tokenizer."""
+    texts = [caption for captions in record.captions for caption in captions]
+    texts += [r["expression"] for r in record.references]
+    texts += [e["instruction"] for e in record.edits]
+    return texts + ([record.clip["description"]] if record.clip else [])
+
+
+def _choose(options: Sequence[Any], rng: np.random.Generator) -> Any:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,186 @@
+"""Mixes tasks over a source into one stream of examples.
+
+A *source* is a random-access sequence of records with `item(record, task, rng)`, which fills a
+task's fields from one record, or None where the record has nothing for the task (a scene without an
+edit). Every random choice comes from a generator keyed by the element's index, so that the stream is a
+function of the seed and the position alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from unidiff_jax.frames import CODECS, Example, make_example
+from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.tasks import Task, get_task
+from unidiff_jax.text import Tokenizer
+
+Item = Mapping[str, Any]
+"""Fields of one training item: arrays for frames, strings for the prompt."""
+
+
+class Source(Protocol):
+    """Random access to records, and items from them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def item(self, record: Any, task: Task, rng: np.random.Generator) -> Item | None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskMix:
+    """One task's part in the mixture.
+
+    Attributes:
+      task: what it is.
+      weight: share of examples, relative to the other tasks.
+      plan: noise plan (`frames.PLANS`).
+    """
+
+    task: Task
+    weight: float
+    plan: str = "clean"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleMaker:
+    """Turns items into examples: draws frames, encodes them, tokenizes the prompt.
+
+    Attributes:
+      tokenizer: of the prompts.
+      autoencoder: deterministic, run on the host.
+      patch: latent pixels a patch side.
+      max_text: longest prompt in tokens.
+      caption_dropout: probability that a prompt becomes empty, for guidance.
+      shift: resolution shift of the noise levels.
+    """
+
+    tokenizer: Tokenizer
+    autoencoder: SpaceToDepth
+    patch: int
+    max_text: int
+    caption_dropout: float = 0.0
+    shift: float = 1.0
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt; raises ValueError when it is longer than `max_text`."""
+        ids = self.tokenizer.encode(prompt)
+        if len(ids) > self.max_text:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: {prompt!r}"
+            )
+        return ids
+
+    def example(
+        self,
+        task: Task,
+        item: Item,
+        *,
+        example_id: int,
+        plan: str = "clean",
+        prompt: str | None = None,
+    ) -> Example:
+        """One example; `prompt` overrides the task's template ("" is the dropped caption)."""
+        latents = [
+            self.autoencoder.encode(CODECS[f.codec].draw(item[f.field])) for f in task.frames
+        ]
+        prompt = task.prompt.format_map(item) if prompt is None else prompt
+        return make_example(
+            task,
+            latents=latents,
+            text_ids=self.prompt_ids(prompt),
+            example_id=example_id,
+            patch=self.patch,
+            plan=plan,
+            shift=self.shift,
+        )
+
+    def training_example(
+        self, source: Source, mix: TaskMix, record: Any, index: int, rng: np.random.Generator
+    ) -> Example | None:
+        """An example with a random item of the record and caption dropout, or None."""
+        item = source.item(record, mix.task, rng)
+        if item is None:
+            return None
+        dropped = rng.random() < self.caption_dropout
+        return self.example(
+            mix.task,
+            item,
+            example_id=stable_id(mix.task, index),
+            plan=mix.plan,
+            prompt="" if dropped else None,
+        )
+
+
+def stable_id(task: Task, index: int) -> int:
+    """Identity of the `index`-th example of a task's stream, in [1, 2**31)."""
+    return 1 + (index * 64 + task.id) % (2**31 - 1)
+
+
+def parse_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> list[TaskMix]:
+    """The config's `data.tasks`: {name: {"weight": float, "plan": str}}.
+
+    Raises:
+      KeyError: unknown task.
+      ValueError: no task with a positive weight.
+    """
+    mixes = [TaskMix(task=get_task(name), **settings) for name, settings in tasks.items()]
+    mixes = [mix for mix in mixes if mix.weight > 0]
+    if not mixes:
+        raise ValueError("data.tasks names no task with a positive weight")
+    return mixes
+
+
+def mix_examples(
+    source: Source,
+    mixes: Sequence[TaskMix],
+    maker: ExampleMaker,
+    *,
+    seed: int,
+    shard: int,
+    num_shards: int,
+) -> grain.MapDataset:
+    """The endless stream of one data shard; elements without an item are None and dropped later.
+
+    Args:
+      source: the records.
+      mixes: tasks and weights.
+      maker: makes the examples.
+      seed: of order and choices.
+      shard: which of the fixed data shards.
+      num_shards: their number; independent of the number of processes.
+    """
+    streams = []
+    for mix in mixes:
+        indices = grain.MapDataset.range(shard, len(source), num_shards)
+        stream = indices.seed(seed * 1009 + mix.task.id).shuffle().repeat()
+
+        def load(number, index, rng, mix=mix):
+            return maker.training_example(
+                source, mix, source[index], number * num_shards + shard, rng
+            )
+
+        streams.append(_with_number(stream).random_map(_Load(load)))
+    weights = [mix.weight for mix in mixes]
+    return grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
+
+
+def _with_number(stream: grain.MapDataset) -> grain.MapDataset:
+    """Pairs each element with its position in the endless stream."""
+    return stream.map_with_index(lambda number, index: (number, index))
+
+
+class _Load(grain.transforms.RandomMap):
+    """Adapter from Grain's random map to a plain function."""
+
+    def __init__(self, load):
+        self._load = load
+
+    def random_map(self, element, rng: np.random.Generator):
+        number, index = element
+        return self._load(number, index, rng)

@@ -1,0 +1,276 @@
+"""From pictures to tokens and back: codecs, patches, examples, rows.
+
+A picture goes through its codec to RGB in [-1, 1], through the autoencoder to latents, and is cut
+into patches. `make_example` does that for all frames of a task and gives flat arrays that a packer
+can concatenate; they number frames inside the example. `finalize_row` turns one packed row into the
+row of a `Batch`, with frame and segment tables whose row 0 is padding.
+
+Inside a token the channel is the fastest axis (patch row, patch column, channel), the order of the
+official OneDiffusion code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from unidiff_jax.tasks import Task
+from unidiff_jax.types import Batch
+
+MAX_PATCHES = 1024
+"""Patches a side, and frames an example, stay below this, so that a position packs into 30 bits."""
+
+
+# ------------------------------------------------------------------------------------------ codecs
+
+
+class Codec(NamedTuple):
+    """How a field becomes an RGB picture in [-1, 1] (`draw`) and how it is read back (`read`)."""
+
+    draw: Any
+    read: Any
+
+
+def _draw_rgb(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"a picture is uint8 (h, w, 3), got {image.dtype} {image.shape}")
+    return image.astype(np.float32) / 127.5 - 1.0
+
+
+def _read_rgb(rgb: np.ndarray) -> np.ndarray:
+    return np.clip(np.round((rgb + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def _draw_grey(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey.astype(np.float32)[..., None] * 2.0 - 1.0, 3, axis=-1)
+
+
+def _read_grey(rgb: np.ndarray) -> np.ndarray:
+    return np.clip((rgb.mean(-1) + 1.0) / 2.0, 0.0, 1.0).astype(np.float32)
+
+
+CODECS: dict[str, Codec] = {
+    # uint8 (h, w, 3)
+    "rgb": Codec(_draw_rgb, _read_rgb),
+    # float (h, w) in [0, 1]; 1 is near
+    "depth": Codec(_draw_grey, _read_grey),
+    # bool (h, w); white on black, read back at half
+    "mask": Codec(_draw_grey, lambda rgb: rgb.mean(-1) > 0.0),
+}
+
+
+# ----------------------------------------------------------------------------------------- patches
+
+
+def patchify(latents: Float[np.ndarray, "h w c"], *, patch: int) -> Float[np.ndarray, "t p"]:
+    """Cuts latents into patches, row by row. Works on numpy and JAX arrays."""
+    height, width, channels = latents.shape
+    if height % patch or width % patch:
+        raise ValueError(f"latents of {height}x{width} do not divide into patches of {patch}")
+    x = latents.reshape(height // patch, patch, width // patch, patch, channels)
+    return x.swapaxes(1, 2).reshape(-1, patch * patch * channels)
+
+
+def unpatchify(
+    tokens: Float[np.ndarray, "t p"], *, patch: int, grid: tuple[int, int]
+) -> Float[np.ndarray, "h w c"]:
+    """Inverse of `patchify`; `grid` is (rows, columns) in patches."""
+    rows, columns = grid
+    x = tokens.reshape(rows, columns, patch, patch, -1).swapaxes(1, 2)
+    return x.reshape(rows * patch, columns * patch, -1)
+
+
+# ---------------------------------------------------------------------------------------- examples
+
+FRAME_COLUMNS = ("kind", "role", "name", "given", "time_group")
+
+Example = dict[str, np.ndarray]
+"""Flat arrays of one example; the first axis of each is its packing axis:
+
+    tokens       (t, p) float32    patch latents
+    token_index  (t, 4) int32      frame inside the example, then the rotary position (frame, y, x)
+    loss_mask    (t,)   float32
+    frame_table  (f, 5) int32      FRAME_COLUMNS
+    frame_shift  (f,)   float32
+    segment_table (1, 2) int32     example id, task id
+    text_ids     (s,)   int32
+"""
+
+PLANS = ("clean", "independent", "shared")
+"""Noise plans of a task in training: conditions stay clean and only generated frames are noised and
+scored (`clean`); every frame has its own level and is scored (`independent`, OneDiffusion
+section 3.1); all frames share one level and are scored (`shared`)."""
+
+
+def make_example(
+    task: Task,
+    *,
+    latents: Sequence[np.ndarray],
+    text_ids: Sequence[int],
+    example_id: int,
+    patch: int,
+    plan: str = "clean",
+    shift: float = 1.0,
+) -> Example:
+    """Makes the flat arrays of one example.
+
+    Args:
+      task: the task.
+      latents: one (h, w, c) array a frame, in the task's order.
+      text_ids: tokens of the prompt; at least one (a dropped caption is the end-of-text token).
+      example_id: stable identity in [1, 2**31).
+      patch: latent pixels a patch side.
+      plan: one of `PLANS`.
+      shift: resolution shift of the noise level (flow.py).
+    """
+    if plan not in PLANS:
+        raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
+    if len(latents) != len(task.frames):
+        raise ValueError(f"task {task.name!r} has {len(task.frames)} frames, got {len(latents)}")
+    if not len(text_ids):
+        raise ValueError("an example needs at least one text token")
+    tokens, index, mask, table = [], [], [], []
+    for number, (spec, latent) in enumerate(zip(task.frames, latents, strict=True)):
+        generated = spec.field in task.generate
+        given = plan == "clean" and not generated
+        patches = patchify(latent, patch=patch)
+        y, x = np.divmod(
+            np.arange(len(patches), dtype=np.int32), np.int32(latent.shape[1] // patch)
+        )
+        frame = np.full_like(y, number)
+        tokens.append(patches)
+        index.append(np.stack([frame, frame, y, x], axis=1))
+        mask.append(np.full(len(patches), not given, np.float32))
+        group = 0 if plan == "shared" or (plan == "clean" and generated) else number + 1
+        table.append((spec.kind, spec.role, 0, given, group))
+    return {
+        "tokens": np.concatenate(tokens).astype(np.float32, copy=False),
+        "token_index": np.concatenate(index),
+        "loss_mask": np.concatenate(mask),
+        "frame_table": np.asarray(table, np.int32),
+        "frame_shift": np.full(len(table), shift, np.float32),
+        "segment_table": np.asarray([[example_id, task.id]], np.int32),
+        "text_ids": np.asarray(text_ids, np.int32),
+    }
+
+
+class RowSize(NamedTuple):
+    """Capacity of a row: image tokens, frames, examples and text tokens (tables count padding)."""
+
+    tokens: int
+    frames: int
+    segments: int
+    text: int
+
+    def lengths(self) -> dict[str, int]:
+        """Packing capacity of each array of an `Example`."""
+        return {
+            "tokens": self.tokens,
+            "token_index": self.tokens,
+            "loss_mask": self.tokens,
+            "frame_table": self.frames - 1,
+            "frame_shift": self.frames - 1,
+            "segment_table": self.segments - 1,
+            "text_ids": self.text,
+        }
+
+
+def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
+    """Makes one row (without batch axis) of a `Batch` from concatenated examples.
+
+    Args:
+      packed: arrays of `Example` padded to the row's capacity, and for each array NAME an array
+        `NAME_segment_ids` with the example's number in the row (1 and up; 0 is padding).
+    """
+    frame_segment = packed["frame_table_segment_ids"]
+    token_segment = packed["tokens_segment_ids"]
+    text_segment = packed["text_ids_segment_ids"]
+    segments = len(packed["segment_table"])
+    # first frame of each example in the packed table; padding (0) is told apart below
+    first = np.searchsorted(np.where(frame_segment, frame_segment, segments + 1), np.arange(segments + 2))
+    frame = packed["token_index"][:, 0] + first[token_segment] + 1
+    table = packed["frame_table"].T
+    columns = {k: _pad_front(table[i]) for i, k in enumerate(FRAME_COLUMNS)}
+    first_text = np.searchsorted(
+        np.where(text_segment, text_segment, segments + 1), np.arange(segments + 2)
+    )
+    position = np.arange(len(text_segment)) - first_text[text_segment]
+    return Batch(
+        tokens=packed["tokens"],
+        frame=np.where(token_segment, frame, 0).astype(np.int32),
+        position=packed["token_index"][:, 1:].astype(np.int32),
+        loss_mask=packed["loss_mask"],
+        segment=_pad_front(frame_segment.astype(np.int32)),
+        shift=np.where(_pad_front(frame_segment) > 0, _pad_front(packed["frame_shift"]), 1.0).astype(
+            np.float32
+        ),
+        example_id=_pad_front(packed["segment_table"][:, 0]),
+        task=_pad_front(packed["segment_table"][:, 1]),
+        text_ids=packed["text_ids"],
+        text_segment=text_segment.astype(np.int32),
+        text_position=np.where(text_segment, position, 0).astype(np.int32),
+        **columns,
+    )
+
+
+def _pad_front(column: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, column.dtype), column])
+
+
+class Placed(NamedTuple):
+    """Where `pack_rows` put an example: its row and its number (1 and up) in that row."""
+
+    row: int
+    segment: int
+
+
+def pack_rows(examples: Sequence[Example], *, size: RowSize) -> tuple[Batch, list[Placed]]:
+    """Packs a list of examples in order into as few rows as first-fit gives.
+
+    For sampling and evaluation; the training stream is packed by Grain (`data_pipelines.packing`)
+    and meets the same `finalize_row`.
+
+    Raises:
+      ValueError: an example does not fit into an empty row.
+    """
+    lengths = size.lengths()
+    rows: list[list[Example]] = []
+    free: list[dict[str, int]] = []
+    placed = []
+    for example in examples:
+        need = {k: len(v) for k, v in example.items()}
+        over = {k: n for k, n in need.items() if n > lengths[k]}
+        if over:
+            key, count = next(iter(over.items()))
+            raise ValueError(f"an example needs {count} {key}, a row holds {lengths[key]}")
+        row = next((i for i, f in enumerate(free) if all(need[k] <= f[k] for k in need)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(dict(lengths))
+        rows[row].append(example)
+        free[row] = {k: free[row][k] - need[k] for k in need}
+        placed.append(Placed(row, len(rows[row])))
+    return stack_rows([finalize_row(_concatenate(row, lengths)) for row in rows]), placed
+
+
+def stack_rows(rows: Sequence[Batch]) -> Batch:
+    """Stacks rows into a batch."""
+    import jax
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def _concatenate(row: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    packed = {}
+    for key, length in lengths.items():
+        parts = [e[key] for e in row]
+        data = np.zeros((length, *parts[0].shape[1:]), parts[0].dtype)
+        ids = np.zeros(length, np.int32)
+        start = 0
+        for number, part in enumerate(parts, start=1):
+            data[start : start + len(part)] = part
+            ids[start : start + len(part)] = number
+            start += len(part)
+        packed[key], packed[f"{key}_segment_ids"] = data, ids
+    return packed

@@ -1,0 +1,98 @@
+"""Mesh and shardings from the config: logical axis names in, `NamedSharding` out.
+
+Parameters carry logical names (`models.layers`); the config's rules map them to mesh axes. The
+compiler derives the rest (jax.jit in Auto mode); `constrain` pins activations at block boundaries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "seq", "tensor")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(axes: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh; one axis may be -1.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    unknown = set(axes) - set(AXES)
+    if unknown:
+        raise ValueError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
+    shape = [axes.get(axis, 1) for axis in AXES]
+    rest = [i for i, size in enumerate(shape) if size == -1]
+    if len(rest) > 1:
+        raise ValueError("mesh.axes: only one axis can be -1 (what is left of the devices)")
+    known = int(np.prod([size for size in shape if size != -1]))
+    if rest and known > 0 and len(devices) % known == 0:
+        shape[rest[0]] = len(devices) // known
+    if any(size < 1 for size in shape) or int(np.prod(shape)) != len(devices):
+        given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
+        raise ValueError(
+            f"mesh.axes ({given}) does not multiply to {len(devices)} devices; for example "
+            f"--set mesh.axes.data=1 --set mesh.axes.fsdp=-1 --set mesh.axes.seq=1 "
+            "--set mesh.axes.tensor=1"
+        )
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same everywhere."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def logical_spec(
+    axes: Sequence[str | None], shape: Sequence[int], *, rules: Mapping[str, Any], mesh: Mesh
+) -> PartitionSpec:
+    """Partition of one array: each logical axis takes its mesh axis if it divides and is still free."""
+    used: set[str] = set()
+    spec: list[str | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        axis = rules.get(name) if name else None
+        if axis is None or axis in used or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+            spec.append(None)
+        else:
+            used.add(axis)
+            spec.append(axis)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def parameter_axes(model: nnx.Module) -> dict[str, Any]:
+    """Logical axis names of every parameter, as a nested dict beside the parameters."""
+    _, state = nnx.split(model)
+
+    def axes_of(variable: nnx.Variable):
+        return variable.get_metadata("axes")
+
+    named = jax.tree.map(axes_of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return nnx.to_pure_dict(named)
+
+
+def parameter_shardings(params: Any, axes: Any, *, rules: Mapping[str, Any], mesh: Mesh) -> Any:
+    """`NamedSharding` of every parameter; `params` holds arrays or their shapes."""
+
+    def sharding(leaf, names):
+        return NamedSharding(mesh, logical_spec(names, leaf.shape, rules=rules, mesh=mesh))
+
+    return jax.tree.map(sharding, params, axes)
+
+
+def constrain(x: jax.Array, *spec: Any) -> jax.Array:
+    """Pins an activation's sharding where a mesh is set (`jax.set_mesh`); otherwise does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -1,0 +1,156 @@
+"""The task registry: a task is data, not a code path.
+
+A task names the frames of an example in order, says which of them are generated, and how its prompt
+reads. Everything else (packing, noise, loss, sampling) follows from that. Frame 0 is the picture,
+frame 1 and on its maps and sources, as in OneDiffusion; both directions of a pair (image to depth,
+depth to image) are the same frames with another `generate`.
+
+A frame is filled from the field of the same name of a source's item (`data_pipelines`), drawn as RGB
+by its `codec` (`unidiff_jax.frames.CODECS`). The prompt is a format string over the item's fields.
+"""
+
+import dataclasses
+
+from unidiff_jax.types import Kind, Role
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """One frame of a task.
+
+    Attributes:
+      field: the item's field that fills it, and the keyword under which a user gives it.
+      codec: how the field becomes an RGB picture in [-1, 1] and back.
+      role: why it is there.
+      kind: what its patches hold.
+    """
+
+    field: str
+    codec: str = "rgb"
+    role: Role = Role.NONE
+    kind: Kind = Kind.IMAGE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task.
+
+    Attributes:
+      id: stable number (logged, stored in batches); 0 is padding.
+      name: what configs and commands call it.
+      frames: the sequence.
+      generate: fields of the frames that are made; the others are given.
+      prompt: format string over the item's text fields.
+      metric: primary metric in the miniature's evaluation.
+      title: for tables and pages.
+    """
+
+    id: int
+    name: str
+    frames: tuple[FrameSpec, ...]
+    generate: tuple[str, ...]
+    prompt: str
+    metric: str
+    title: str
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Fields of the frames that must be supplied."""
+        return tuple(f.field for f in self.frames if f.field not in self.generate)
+
+
+_IMAGE = FrameSpec(field="image")
+_DEPTH = FrameSpec(field="depth", codec="depth", role=Role.CONTROL)
+_MASK = FrameSpec(field="mask", codec="mask", role=Role.CONTROL)
+_LAYOUT = FrameSpec(field="layout", role=Role.CONTROL)
+_HOLED = FrameSpec(field="holed", role=Role.CANVAS)
+_EDITED = FrameSpec(field="edited")
+_SOURCE = FrameSpec(field="source", role=Role.CANVAS)
+_LATER = FrameSpec(field="later")
+_EARLIER = FrameSpec(field="earlier", role=Role.CANVAS)
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            id=1,
+            name="text_to_image",
+            title="Text to image",
+            frames=(_IMAGE,),
+            generate=("image",),
+            prompt="[[text2image]] {caption}",
+            metric="caption_match",
+        ),
+        Task(
+            id=2,
+            name="depth",
+            title="Image to depth",
+            frames=(_IMAGE, _DEPTH),
+            generate=("depth",),
+            prompt="[[depth2image]]",
+            metric="object_depth_skill",
+        ),
+        Task(
+            id=3,
+            name="depth_to_image",
+            title="Depth to image",
+            frames=(_IMAGE, _DEPTH),
+            generate=("image",),
+            prompt="[[depth2image]] {caption}",
+            metric="color_agreement",
+        ),
+        Task(
+            id=4,
+            name="segment",
+            title="Referring segmentation",
+            frames=(_IMAGE, _MASK),
+            generate=("mask",),
+            prompt="[[referring_segmentation]] {expression}",
+            metric="ciou",
+        ),
+        Task(
+            id=5,
+            name="edit",
+            title="Instruction editing",
+            frames=(_EDITED, _SOURCE),
+            generate=("edited",),
+            prompt="[[image_editing]] {instruction}",
+            metric="edit_gain",
+        ),
+        Task(
+            id=6,
+            name="next_frame",
+            title="Video frame pairs",
+            frames=(_LATER, _EARLIER),
+            generate=("later",),
+            prompt="[[frame2frame]] {change}",
+            metric="edit_gain",
+        ),
+        Task(
+            id=7,
+            name="layout_to_image",
+            title="Layout to image",
+            frames=(_IMAGE, _LAYOUT),
+            generate=("image",),
+            prompt="[[boundingbox2image]] {caption}",
+            metric="box_iou",
+        ),
+        Task(
+            id=8,
+            name="inpaint",
+            title="Inpainting",
+            frames=(_IMAGE, _HOLED),
+            generate=("image",),
+            prompt="[[image_inpainting]] {caption}",
+            metric="hole_psnr",
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """Looks a task up; a wrong name raises a KeyError that lists the right ones."""
+    try:
+        return TASKS[name]
+    except KeyError:
+        raise KeyError(f"unknown task {name!r}; tasks are: {', '.join(TASKS)}") from None

@@ -1,0 +1,156 @@
+"""One training step: draw noise, predict, score, update.
+
+The loss is sum(w * error) / sum(w) over the whole global batch, so that accumulated, sharded and
+packed batches give the same gradient as one big unpacked batch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from unidiff_jax import flow
+from unidiff_jax.tasks import TASKS
+from unidiff_jax.train.optim import OptimConfig, ema_decay
+from unidiff_jax.train.state import TrainState
+from unidiff_jax.types import Batch, Params, take_rows
+
+NUM_BINS = 10
+"""Noise levels are logged in this many equal bins of [0, 1]."""
+
+NUM_TASKS = 1 + max(task.id for task in TASKS.values())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossTable:
+    """Weighted error and weight by task and noise-level bin; tables of batches add up."""
+
+    error: Float[Array, "n bins"]
+    weight: Float[Array, "n bins"]
+
+
+def loss_table(
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    config: flow.FlowConfig,
+) -> LossTable:
+    """Scores a batch at noise levels and noise drawn from `key`."""
+    noise = flow.draw_noise(key, batch)
+    noised = flow.add_noise(batch, noise=noise, sigma=flow.draw_sigma(key, batch, config))
+    output = nnx.merge(graphdef, params)(batch, noised)
+    error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
+    weight = batch.loss_mask
+    task = take_rows(batch.task, batch.token_segment)
+    bins = jnp.clip((noised.token_sigma * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
+    cell = jax.nn.one_hot(task * NUM_BINS + bins, NUM_TASKS * NUM_BINS)
+
+    def table(values):
+        return jnp.einsum("bt,btn->n", values, cell).reshape(NUM_TASKS, NUM_BINS)
+
+    # masked before it is summed: a token without weight contributes exactly nothing
+    return LossTable(
+        error=table(jnp.where(weight > 0, error * weight, 0.0)), weight=table(weight)
+    )
+
+
+def loss_and_gradient(
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    config: flow.FlowConfig,
+    num_microbatches: int = 1,
+) -> tuple[LossTable, Params]:
+    """Loss table and gradient of the batch's loss, in `num_microbatches` passes.
+
+    Every pass divides by the weight of the whole batch, so that the sum of the passes' gradients is
+    the gradient of the whole.
+    """
+    total = jnp.maximum(jnp.sum(batch.loss_mask), 1e-8)
+
+    def loss(params, batch):
+        table = loss_table(params, batch, key, graphdef=graphdef, config=config)
+        return jnp.sum(table.error) / total, table
+
+    gradient = jax.grad(loss, has_aux=True)
+    if num_microbatches == 1:
+        grads, table = gradient(params, batch)
+        return table, grads
+
+    def split(leaf):  # every device keeps its own rows: row r goes to pass r % num_microbatches
+        rows = leaf.reshape(-1, num_microbatches, *leaf.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)
+
+    def add(carry, batch):
+        grads, table = gradient(params, batch)
+        return jax.tree.map(jnp.add, carry, (grads, table)), None
+
+    passes = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], passes))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    (grads, table), _ = jax.lax.scan(add, zeros, passes)
+    return table, grads
+
+
+def make_train_step(
+    *,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    flow_config: flow.FlowConfig,
+    optim_config: OptimConfig,
+    num_microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """Makes `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite changes nothing but the step count, and says so in
+    `metrics["skipped"]`.
+    """
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        table, grads = loss_and_gradient(
+            state.params,
+            batch,
+            key,
+            graphdef=graphdef,
+            config=flow_config,
+            num_microbatches=num_microbatches,
+        )
+        loss = jnp.sum(table.error) / jnp.maximum(jnp.sum(table.weight), 1e-8)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step, optim_config)
+        ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            key=state.key,
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "skipped": 1 - finite.astype(jnp.int32),
+            "table": table,
+        }
+        return new_state, metrics
+
+    return train_step

@@ -26,14 +26,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 Images = UInt8[np.ndarray, "b h w 3"] | Float[np.ndarray, "b h w 3"]
 Depths = Float[np.ndarray, "b h w"]
 Masks = Bool[np.ndarray, "b h w"]
-Labels = Int[np.ndarray, "b h w"]
+Labels = Integer[np.ndarray, "b h w"]
 PerItem = Float[np.ndarray, "b"]
 Palette = Mapping[str, Sequence[float]]
 
@@ -307,7 +307,7 @@ def color_labels(
 
 
 def instance_colors(
-    instances: Int[np.ndarray, "b h w"], *, colors: Sequence[Sequence[str]], palette: Palette
+    instances: Integer[np.ndarray, "b h w"], *, colors: Sequence[Sequence[str]], palette: Palette
 ) -> Labels:
     """Ground-truth label map: `colors[i][k]` is the colour name of instance id k + 1 of item i."""
     index = {name: k for k, name in enumerate(palette, start=1)}
@@ -348,8 +348,9 @@ def detect_objects(
     for labels in batch:
         found = []
         for k, name in enumerate(palette, start=1):
-            components, num_components = ndimage.label(labels == k, structure=neighbours)
-            sizes = np.bincount(components.ravel(), minlength=num_components + 1)[1:]
+            components = np.zeros(labels.shape, dtype=np.int32)
+            ndimage.label(labels == k, structure=neighbours, output=components)
+            sizes = np.bincount(components.ravel())[1:]
             for size, region in zip(sizes, ndimage.find_objects(components), strict=True):
                 if size >= min_pixels:
                     rows, columns = region
@@ -377,9 +378,9 @@ def object_list_scores(
 
 
 def box_iou(
-    boxes: Float[np.ndarray, "n 4"] | Int[np.ndarray, "n 4"],
+    boxes: Float[np.ndarray, "n 4"] | Integer[np.ndarray, "n 4"],
     *,
-    others: Float[np.ndarray, "m 4"] | Int[np.ndarray, "m 4"],
+    others: Float[np.ndarray, "m 4"] | Integer[np.ndarray, "m 4"],
 ) -> Float[np.ndarray, "n m"]:
     """Pairwise IoU of boxes (y0, x0, y1, x1), half open; a pair of empty boxes scores 0."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[:, None]
@@ -426,8 +427,8 @@ def layout_scores(
 
 
 def instance_boxes(
-    instances: Int[np.ndarray, "h w"], *, num_objects: int
-) -> Int[np.ndarray, "num_objects 4"]:
+    instances: Integer[np.ndarray, "h w"], *, num_objects: int
+) -> Integer[np.ndarray, "num_objects 4"]:
     """Half-open boxes (y0, x0, y1, x1) of instance ids 1 .. num_objects; zeros if invisible."""
     regions = ndimage.find_objects(np.asarray(instances, dtype=np.int64), max_label=num_objects)
     return np.array(

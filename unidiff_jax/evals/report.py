@@ -15,6 +15,7 @@ shows the first K items and the worst K items of each task: nobody picks. Every 
 
 import argparse
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -118,6 +119,8 @@ def task_result(
         n_failed: outputs that could not be scored and were given the worst value.
         secondary: further numbers, shown but not judged.
     """
+    if len(seeds) != verdict.num_seeds:
+        raise ReportError(f"{task}: {len(seeds)} seeds named, {verdict.num_seeds} judged")
     return {
         "task": task,
         "title": title,
@@ -152,22 +155,22 @@ def write_results(folder: str | Path, *, results: Mapping[str, Any]) -> Path:
     deviations [text], and optionally title, badge, description. Curves named "panel/line" share a
     panel. Raises ReportError with every fault at once.
     """
-    results = {"schema_version": SCHEMA_VERSION, **results}
-    results = json.loads(json.dumps(results, default=_plain))
-    if isinstance(results.get("config"), dict):
-        results.setdefault("config_hash", config_hash(results["config"]))
-    _raise_faults("results", faults=list(_faults(results)))
+    content = {"schema_version": SCHEMA_VERSION, **results}
+    content = json.loads(json.dumps(content, default=_plain))
+    if isinstance(content.get("config"), dict):
+        content.setdefault("config_hash", config_hash(content["config"]))
+    _raise_faults("results", faults=list(_faults(content)))
     path = Path(folder) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
 class SampleWriter:
     """Writes the items of one task: a line to samples/<task>.jsonl, pictures to img/<task>/.
 
-    Write items in the fixed order of their ids: the page shows the first K. The file is replaced,
-    not appended to.
+    Write all items, in the fixed order of their ids: the page shows the first K and the worst K.
+    Items that are neither may go without images. The file is replaced, not appended to.
 
     >>> with SampleWriter(folder, task="depth") as writer:  # doctest: +SKIP
     ...     images = {"input": rgb, "output": output, "target": target, "error": error}
@@ -429,8 +432,11 @@ def _read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _read_samples(folder: Path, *, task: str) -> list[dict[str, Any]]:
-    """All lines of a task; an absent file is an empty list. Raises on the first bad line."""
+def _read_samples(folder: Path, *, task: str, num_items: int) -> list[dict[str, Any]]:
+    """All lines of a task; an absent file is an empty list. Raises on the first bad line.
+
+    There is a line for each of `num_items`, or the worst items would be the worst of a selection.
+    """
     path = folder / "samples" / f"{task}.jsonl"
     if not path.exists():
         return []
@@ -449,6 +455,10 @@ def _read_samples(folder: Path, *, task: str) -> list[dict[str, Any]]:
                 )
             line_of[sample["id"]] = number
             samples.append(sample)
+    if len(samples) != num_items:
+        raise ReportError(
+            f"samples/{task}.jsonl: {len(samples)} lines, but results.json has n_items {num_items}"
+        )
     return samples
 
 
@@ -616,6 +626,16 @@ def _tick_label(value: float) -> str:
     return f"{value:.6g}"
 
 
+def _position(value: float, *, low: float, high: float) -> float:
+    return round(100 * (value - low) / (high - low), 2)
+
+
+def _height(value: float, *, low: float, high: float, log_scale: bool) -> float:
+    if log_scale:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return round(100 - _position(value, low=low, high=high), 2)
+
+
 def _panels(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[Panel]:
     """Group curves by the part of their name before the first slash, and scale each group."""
     groups: dict[str, list[str]] = {}
@@ -633,14 +653,8 @@ def _panels(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[Panel]:
         x_high = x_high if x_high > x_low else x_low + 1
         if y_high <= y_low:
             y_low, y_high = y_low - 0.5, y_high + 0.5
-        scale = math.log if log_scale else float
-
-        def x_of(step: float, low: float = x_low, high: float = x_high) -> float:
-            return round(100 * (step - low) / (high - low), 2)
-
-        def y_of(value: float, low: float = y_low, high: float = y_high, f=scale) -> float:
-            return round(100 - 100 * (f(value) - f(low)) / (f(high) - f(low)), 2)
-
+        x_of = functools.partial(_position, low=x_low, high=x_high)
+        y_of = functools.partial(_height, low=y_low, high=y_high, log_scale=log_scale)
         lines = []
         for name in names:
             points = curves[name]
@@ -728,7 +742,7 @@ def build_report(folder: str | Path) -> Path:
             raise ReportError(f"samples/{path.name}: results.json has no task {path.stem!r}")
     tasks = []
     for task in results["tasks"]:
-        samples = _read_samples(folder, task=task["task"])
+        samples = _read_samples(folder, task=task["task"], num_items=task["n_items"])
         gallery = _gallery(samples, task=task, folder=folder)
         tasks.append({"data": task, "bar": _bar(task), **gallery})
     environment = jinja2.Environment(

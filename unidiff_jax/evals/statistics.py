@@ -267,6 +267,8 @@ def verdict(
         f"beats the best floor, {floor_name}, by {_text(over_floor)} "
         f"and shuffled conditions by {_text(over_shuffled)}"
     )
+    if minimum is not None:
+        success += f"; its interval clears the task's minimum, {minimum:.3f}"
     return Verdict(
         learned=not failures,
         reason="; ".join(failures) or success,

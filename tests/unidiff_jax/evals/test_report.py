@@ -10,7 +10,7 @@ import pytest
 from unidiff_jax.evals import report, statistics
 
 VOID = {"meta", "img", "br", "rect", "circle", "line", "path"}
-NUM_ITEMS = 20
+NUM_ITEMS = statistics.MIN_ITEMS
 
 
 class NumberParser(HTMLParser):
@@ -123,14 +123,21 @@ def write_samples(folder, *, task):
     with report.SampleWriter(folder, task=task) as writer:
         for i, value in enumerate(values):
             image = rng.random((8, 8, 3))
+            shown = i < 8 or not 0.03 < value < 0.97
             writer.write(
                 f"scene-{i:03d}",
                 prompt=f"prompt {i} <of> {task}",
                 value=value,
                 seed_values=[value - 0.1, value, value + 0.1],
-                images={"input": image, "output": image[..., 0] > 0.5, "target": image},
+                images={"input": image, "output": image[..., 0] > 0.5, "target": image}
+                if shown
+                else {},
             )
-    return values
+
+
+def read_lines(folder, *, task):
+    text = (folder / "samples" / f"{task}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -148,10 +155,7 @@ def test_every_number_on_the_page_equals_the_files(folder):
     page = parse(report.build_report(folder))
     results = json.loads((folder / "results.json").read_text())
     sources = {
-        f"samples/{task}.jsonl": [
-            json.loads(line) for line in (folder / f"samples/{task}.jsonl").open()
-        ]
-        for task in ("depth", "outside")
+        f"samples/{task}.jsonl": read_lines(folder, task=task) for task in ("depth", "outside")
     }
     for number in page.numbers:
         document = sources[number["data-source"]] if "data-source" in number else results
@@ -209,7 +213,7 @@ def test_the_first_and_the_worst_items_are_shown(folder):
             assert "No samples were stored" in article
             continue
         ids = re.findall(r'<span class="id">([^<]+)</span>', article)
-        samples = [json.loads(line) for line in (folder / f"samples/{task}.jsonl").open()]
+        samples = read_lines(folder, task=task)
         assert ids[:8] == [f"scene-{i:03d}" for i in range(8)]
         worst = sorted(samples, key=lambda s: s["value"] * (-1 if task == "outside" else 1))
         assert ids[8:] == [sample["id"] for sample in worst[:8]]
@@ -312,6 +316,13 @@ def test_samples_without_a_task_are_named(folder):
         report.build_report(folder)
 
 
+def test_a_selection_of_items_is_refused(folder):
+    path = folder / "samples" / "depth.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(report.ReportError, match=r"depth\.jsonl: 299 lines, .* n_items 300"):
+        report.build_report(folder)
+
+
 def test_the_shell_command_reports_instead_of_tracing(folder, capsys):
     (folder / "results.json").write_text("{")
     assert report.main([str(folder)]) == 1
@@ -363,6 +374,12 @@ def test_an_entry_that_contradicts_the_rule_is_refused(tmp_path, change, message
     results["tasks"][0].update(change)
     with pytest.raises(report.ReportError, match=message):
         report.write_results(tmp_path, results=results)
+
+
+def test_the_seeds_named_are_the_seeds_judged():
+    values = np.ones((4, 2))
+    with pytest.raises(report.ReportError, match="depth: 3 seeds named, 2 judged"):
+        fake_task("depth", values=values, floors={"copy": np.zeros(4)})
 
 
 def test_config_hash_depends_on_content_and_not_on_order():

@@ -132,6 +132,7 @@ def test_an_oracle_reaches_the_ceiling_and_has_learned(depth_items):
     result = judge_depth(depth_items, samples=samples, minimum=0.3)
     assert result.learned
     assert result.value == (1.0, 1.0, 1.0)
+    assert result.reason.endswith("its interval clears the task's minimum, 0.300")
     assert result.floor_name == "pixel mean" and result.floor == pytest.approx(0.0, abs=1e-12)
     assert "beats the best floor, pixel mean, by +1.000" in result.reason
     assert (result.num_items, result.num_seeds) == (NUM_ITEMS, NUM_SEEDS)

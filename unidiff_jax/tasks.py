@@ -10,6 +10,7 @@ by its `codec` (`unidiff_jax.frames.CODECS`). The prompt is a format string over
 """
 
 import dataclasses
+import string
 
 from unidiff_jax.types import Kind, Role
 
@@ -57,6 +58,11 @@ class Task:
     def given(self) -> tuple[str, ...]:
         """Fields of the frames that must be supplied."""
         return tuple(f.field for f in self.frames if f.field not in self.generate)
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """Text fields of the prompt's template."""
+        return tuple(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name)
 
 
 _IMAGE = FrameSpec(field="image")

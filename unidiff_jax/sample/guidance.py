@@ -5,25 +5,35 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from unidiff_jax.text import END
 from unidiff_jax.types import Batch
 
 
-def double(batch: Batch, empty: Batch) -> Batch:
-    """Stacks a batch on the same rows with an empty prompt, so that both go through in one pass.
+def drop_text(batch: Batch) -> Batch:
+    """The same rows with every prompt empty: one end-of-text token an example."""
+    segments = jnp.arange(1, batch.task.shape[1])
+    used = batch.task[:, 1:] > 0
+    missing = batch.text_segment.shape[1] - len(segments)
+    if missing < 0:
+        raise ValueError(f"rows hold {len(segments)} examples and only {-missing} fewer text tokens")
 
-    Args:
-      batch: the rows.
-      empty: the rows' text fields with every prompt dropped (other fields are ignored).
-    """
-    both = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch)
-    text = {
-        field: jnp.concatenate([getattr(batch, field), getattr(empty, field)])
-        for field in ("text_segment", "text_position", "text_ids")
-    }
-    return dataclasses.replace(both, **text)
+    def pad(values):
+        return jnp.pad(jnp.where(used, values, 0), ((0, 0), (0, missing))).astype(jnp.int32)
+
+    return dataclasses.replace(
+        batch,
+        text_ids=pad(jnp.full(used.shape, END)),
+        text_segment=pad(segments[None]),
+        text_position=jnp.zeros_like(batch.text_position),
+    )
+
+
+def with_and_without_text(batch: Batch) -> Batch:
+    """Stacks the rows on the same rows without text, so that both go through in one pass."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, drop_text(batch))
 
 
 def combine(velocity: jax.Array, *, scale: float) -> jax.Array:
-    """Guided velocity from the two halves that `double` made."""
+    """Guided velocity from the two halves that `with_and_without_text` made."""
     text, empty = jnp.split(velocity, 2)
     return empty + scale * (text - empty)

@@ -7,7 +7,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,20 +15,260 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines.mixture import ExampleMaker
+from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
-from unidiff_jax.frames import CODECS, Placed, RowSize, pack_rows, unpatchify
-from unidiff_jax.mesh import make_mesh, parameter_shardings
-from unidiff_jax.models.autoencoder import SpaceToDepth
-from unidiff_jax.models.dit import DiTConfig
-from unidiff_jax.models.t5 import T5Config
-from unidiff_jax.sample import guidance
+from unidiff_jax.frames import CODECS, Example, pack_rows, unpatchify
+from unidiff_jax.mesh import batch_sharding, make_mesh, parameter_shardings
+from unidiff_jax.sample import guidance as cfg
+from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
 from unidiff_jax.text import Tokenizer
 from unidiff_jax.train.checkpoint import Checkpoints
-from unidiff_jax.train.state import UnifiedModel, abstract_model
+from unidiff_jax.train.state import ModelParts, abstract_model
+from unidiff_jax.train.workdir import load_workdir_config, model_configs
 from unidiff_jax.types import Batch, Noised, Params, take_rows
+
+
+def sample_tokens(
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    flow_config: flow.FlowConfig,
+    num_steps: int,
+    solver: str = "euler",
+    guidance: float = 1.0,
+    shift: float = 1.0,
+) -> jax.Array:
+    """Generates every frame that is not given.
+
+    Args:
+      params: weights.
+      batch: rows; tokens of given frames are data, the others are ignored.
+      key: noise is keyed by (key, example, place), so an example's result does not depend on the
+        rows around it.
+      graphdef: the model.
+      flow_config: what its output means.
+      num_steps: solver steps.
+      solver: see `solvers.SOLVERS`.
+      guidance: scale of the text; 1 is none and costs one pass instead of two.
+      shift: of the levels; above 1 spends more steps on noise.
+
+    Returns:
+      Clean tokens (b, t, p); those of given frames unchanged.
+    """
+    model = nnx.merge(graphdef, params)
+    given = (take_rows(batch.given, batch.frame) == 1)[..., None]
+    rows = batch if guidance == 1.0 else cfg.with_and_without_text(batch)
+    text = model.encode_text(rows)
+
+    def velocity(tokens, sigma):
+        x = tokens if guidance == 1.0 else jnp.concatenate([tokens, tokens])
+        table = jnp.where(rows.given == 1, 0.0, sigma)
+        noised = Noised(
+            tokens=x, sigma=table, timed=jnp.ones(table.shape, bool), sigma_index=rows.frame
+        )
+        v = flow.to_velocity(model.dit(rows, noised, text), x, sigma, flow_config)
+        if guidance != 1.0:
+            v = cfg.combine(v, scale=guidance)
+        return jnp.where(given, 0.0, v)
+
+    start = jnp.where(given, batch.tokens, flow.draw_noise(key, batch))
+    return integrate(
+        velocity, start, sigmas=sigma_schedule(num_steps, shift=shift), solver=solver
+    )
+
+
+class Pipeline:
+    """A trained model with its tokenizer, ready to sample any task."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        *,
+        model: ModelParts,
+        params: Params,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+    ):
+        """Wraps weights; users call `from_workdir`."""
+        self.config = config
+        self.params = params
+        self.maker = make_maker(config, tokenizer)
+        self._mesh = mesh
+        self._sample = jax.jit(
+            functools.partial(
+                sample_tokens,
+                graphdef=model.graphdef,
+                flow_config=flow.FlowConfig(**config.flow),
+                shift=config.data.shift,
+            ),
+            static_argnames=("num_steps", "solver", "guidance"),
+        )
+
+    @classmethod
+    def from_workdir(cls, workdir: str | pathlib.Path, *, step: int | None = None) -> "Pipeline":
+        """Loads the averaged weights of a training run.
+
+        Args:
+          workdir: what `launch.train` wrote.
+          step: which checkpoint; None is the newest.
+
+        Raises:
+          FileNotFoundError: no run or no such checkpoint in the folder.
+        """
+        workdir = pathlib.Path(workdir)
+        config = load_workdir_config(workdir)
+        mesh = make_mesh(config.mesh.axes)
+        model = abstract_model(*model_configs(config))
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
+        shardings = parameter_shardings(model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh)
+        shapes = jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            model.shapes,
+            shardings,
+        )
+        params = checkpoints.restore_ema(shapes, step=step)
+        checkpoints.close()
+        tokenizer = Tokenizer(workdir / "tokenizer")
+        return cls(config, model=model, params=params, tokenizer=tokenizer, mesh=mesh)
+
+    def __call__(
+        self,
+        task: str,
+        *,
+        seed: int = 0,
+        prompt: str | None = None,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+        **fields: Any,
+    ) -> dict[str, Image.Image]:
+        """Runs one task on one example.
+
+        Args:
+          task: name in the registry.
+          seed: of the noise.
+          prompt: the whole prompt; None fills the task's template from `fields`.
+          num_steps: solver steps; None is the config's, as for the next two.
+          solver: `euler` or `heun`.
+          guidance: text scale.
+          **fields: the task's given frames (path, PIL picture or array, by field name) and the text
+            fields of its prompt, such as caption="a red cube".
+
+        Returns:
+          The generated frames by field name.
+
+        Raises:
+          InputError: a field is missing, unknown or cannot be read.
+        """
+        spec = get_task(task)
+        item = self._item(spec, fields, has_prompt=prompt is not None)
+        if prompt is not None and not prompt.strip():
+            raise InputError("the prompt is empty; say what to make, or leave it out")
+        example = self.maker.example(spec, item, example_id=1, prompt=prompt)
+        size = self.config.image_size
+        made = self.generate(
+            [(spec, example)],
+            seeds=[seed],
+            num_steps=num_steps,
+            solver=solver,
+            guidance=guidance,
+        )[0][0]
+        return {
+            field: to_picture(frame, codec=_codec(spec, field), size=(size, size))
+            for field, frame in made.items()
+        }
+
+    def generate(
+        self,
+        examples: Sequence[tuple[Task, Example]],
+        *,
+        seeds: Sequence[int],
+        num_steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+    ) -> list[list[dict[str, np.ndarray]]]:
+        """Generates many examples, packed into the config's rows.
+
+        Returns:
+          [example][seed][field]: RGB (h, w, 3) float in about [-1, 1], before the codec.
+        """
+        settings = self.config.sample
+        batch, placed = pack_rows([e for _, e in examples], size=row_size(self.config))
+        num_rows = min(self.config.data.batch_rows, _round_up(len(batch.tokens), self._mesh.size))
+        made: list[list[dict[str, np.ndarray]]] = [[] for _ in examples]
+        for seed in seeds:
+            parts = [
+                self._sample(
+                    self.params,
+                    jax.device_put(part, batch_sharding(self._mesh)),
+                    jax.random.key(seed),
+                    num_steps=num_steps or settings.num_steps,
+                    solver=solver or settings.solver,
+                    guidance=float(settings.guidance if guidance is None else guidance),
+                )
+                for part in split_rows(batch, num_rows=num_rows)
+            ]
+            tokens = np.concatenate([np.asarray(part) for part in parts])
+            for (task, _), place, frames in zip(examples, placed, made, strict=True):
+                owner = take_rows_host(batch, place.row) == place.segment
+                frames.append(self._frames(task, tokens[place.row][owner]))
+        return made
+
+    def _frames(self, task: Task, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Cuts an example's tokens into generated frames and decodes them."""
+        side = self.config.image_size // self.config.autoencoder.downscale // self.config.patch
+        frames = tokens.reshape(len(task.frames), side * side, -1)
+        return {
+            spec.field: self.maker.autoencoder.decode(
+                unpatchify(frame, patch=self.config.patch, grid=(side, side))
+            )
+            for spec, frame in zip(task.frames, frames, strict=True)
+            if spec.field in task.generate
+        }
+
+    def _item(self, task: Task, fields: Mapping[str, Any], *, has_prompt: bool) -> dict[str, Any]:
+        """Loads given frames, fills generated ones with zeros and checks names."""
+        words = () if has_prompt else task.prompt_fields
+        known = {*task.given, *words}
+        unknown = sorted(set(fields) - known)
+        missing = sorted(known - set(fields))
+        if unknown or missing:
+            wants = ", ".join([*task.given, *task.prompt_fields]) or "nothing"
+            wrong = f"has no field {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
+            raise InputError(f"task {task.name!r} {wrong}; it takes: {wants}")
+        size = self.config.image_size
+        item: dict[str, Any] = {}
+        for frame in task.frames:
+            if frame.field in task.generate:
+                item[frame.field] = CODECS[frame.codec].read(np.zeros((size, size, 3), np.float32))
+            else:
+                item[frame.field] = load_image(fields[frame.field], codec=frame.codec, size=size)
+        for word in words:
+            if not str(fields[word]).strip():
+                raise InputError(f"{word} is empty; say what to make")
+            item[word] = str(fields[word])
+        return item
+
+
+def take_rows_host(batch: Batch, row: int) -> np.ndarray:
+    """Segment of each token of one row, on the host."""
+    return np.asarray(batch.segment)[row][np.asarray(batch.frame)[row]]
+
+
+def _codec(task: Task, field: str) -> str:
+    return next(frame.codec for frame in task.frames if frame.field == field)
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

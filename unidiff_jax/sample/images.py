@@ -1,0 +1,83 @@
+"""Pictures from outside: read safely, bring to the model's size, write back."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unidiff_jax.frames import CODECS
+
+MAX_SIDE = 16384
+MAX_PIXELS = 2**26
+"""A picture with a longer side or more pixels is refused before it is decoded."""
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what to give."""
+
+
+def load_image(source: Any, *, codec: str, size: int) -> np.ndarray:
+    """Reads a given frame: centre crop to a square, resize, decode by its codec's kind.
+
+    Args:
+      source: path (PNG, JPEG or WebP), PIL picture, or uint8 array (h, w, 3).
+      codec: `rgb` gives uint8 (size, size, 3), `depth` float in [0, 1], `mask` bool.
+      size: pixels a side.
+
+    Raises:
+      InputError: no picture, another format, or too large.
+    """
+    picture = _open(source)
+    picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    rgb = np.asarray(picture, np.float32) / 127.5 - 1.0
+    return CODECS[codec].read(rgb)
+
+
+def to_picture(rgb: np.ndarray, *, codec: str, size: tuple[int, int]) -> Image.Image:
+    """A generated frame as a picture: RGB in [-1, 1] cleaned by its codec."""
+    clean = CODECS[codec].draw(CODECS[codec].read(rgb))
+    picture = Image.fromarray(CODECS["rgb"].read(clean))
+    return picture if picture.size == size else picture.resize(size)
+
+
+def _open(source: Any) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+            raise InputError(f"a picture array is uint8 (h, w, 3), got {source.dtype} {source.shape}")
+        return Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"a picture is a path, a PIL image or an array, got {type(source).__name__}")
+    path = pathlib.Path(source)
+    if not path.is_file():
+        raise InputError(f"no such picture: {path}")
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+                raise InputError(
+                    f"{path} is {width}x{height} pixels; at most {MAX_SIDE} a side and "
+                    f"{MAX_PIXELS} in all: make it smaller first"
+                )
+            return _to_rgb(picture)
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is no PNG, JPEG or WebP picture") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large: {error}") from None
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Applies the EXIF rotation and lays transparency on white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,55 @@
+"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, report/."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from unidiff_jax.config import ABSENT, ConfigError, differences, to_json
+from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.t5 import T5Config
+
+
+def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
+    """The model's settings; the denoiser's token and text widths follow from the rest."""
+    channels = 3 * config.autoencoder.downscale**2
+    dit = DiTConfig(
+        patch_dim=config.patch**2 * channels, text_dim=config.text.d_model, **config.model
+    )
+    return dit, T5Config(**config.text)
+
+
+# May change between runs in one workdir: they do not change what is learned.
+FREE_KEYS = ("train.log_every", "train.eval_every", "train.sample_every", "train.save_every",
+             "train.keep", "data.prefetch", "data.read_threads", "data.folder")
+
+
+def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the config into a new workdir, or checks that an old one holds the same.
+
+    Raises:
+      ConfigError: the workdir holds another config; names the keys that differ.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(to_json(config) + "\n")
+        partial.replace(path)
+        return
+    found = differences(load_workdir_config(workdir), config)
+    changed = {k: v for k, v in found.items() if not k.startswith(FREE_KEYS)}
+    if changed:
+        shown = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in list(changed.items())[:4])
+        raise ConfigError(
+            f"{workdir} holds a run with another config ({shown}): continue with the same config or "
+            "choose another --workdir"
+        )
+
+
+def load_workdir_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config of a run; raises FileNotFoundError where there is none."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} holds no training run (no config.json)")
+    return ConfigDict(json.loads(path.read_text()))

@@ -43,6 +43,7 @@ EXTRAS_REQUIRE = {
     "curate": ["apache-beam>=2.70", "av>=15", "opencv-python-headless>=4.12"],
     "dev": [
         "hypothesis>=6.130",
+        "packaging>=24",
         "pyright>=1.1.400",
         "pytest>=8.4",
         "pytest-timeout>=2.4",

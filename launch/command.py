@@ -1,0 +1,133 @@
+"""What every command shares: the config flags, and errors that read as one line.
+
+A main is
+
+    def define_flags():
+        command.define_config_flags("configs/quickstart.py")
+
+    def main(argv):
+        config = command.config_from_flags()
+
+    if __name__ == "__main__":
+        command.run(main, define_flags=define_flags)
+
+and is started with `python -m launch.train --config=configs/quickstart.py --set train.num_steps=9`.
+Flags are defined when the command starts and not when its module is imported, so that one test can
+import several mains whose flags have the same names.
+
+An error that the caller can mend (a wrong config or flag, a file that is not there, a full disk) is
+printed without a traceback; `--debug` brings the traceback back. Any other exception is a fault of
+the program and keeps its traceback.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from unidiff_jax.config import ConfigError, load_config
+
+# Flags defined by the functions below count as the main's own, so that its --help lists them.
+flags.disclaim_key_flags()
+
+# Exit statuses, as shells use them: an interrupt is 128 + the number of its signal.
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+def define_config_flags(default: str | None = None) -> None:
+    """Defines `--config` and `--set`; for a main's `define_flags`.
+
+    Args:
+      default: the config file to use without `--config`; None makes the flag required.
+    """
+    flags.DEFINE_string(
+        "config", default, "Config file, with its argument: --config=configs/quickstart.py:tiny"
+    )
+    flags.DEFINE_multi_string("set", [], "Override, repeatable: --set train.num_steps=100")
+
+
+def config_from_flags() -> ConfigDict:
+    """Loads the config that `--config` and `--set` name.
+
+    Raises:
+      ConfigError: if `--config` is missing or `load_config` finds a fault.
+    """
+    spec, overrides = flags.FLAGS["config"].value, flags.FLAGS["set"].value
+    if not spec:
+        raise ConfigError("config: no file given; for example --config=configs/quickstart.py:tiny")
+    return load_config(spec, overrides=overrides or ())
+
+
+def run(
+    main: Callable[[list[str]], Any],
+    *,
+    define_flags: Callable[[], None] | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """Defines and parses the flags, runs `main(argv)` and exits.
+
+    Args:
+      main: takes the command line without its flags; returns None or an exit status.
+      define_flags: defines the main's own flags; `--debug` is added to them.
+      argv: the command line, `sys.argv` by default.
+
+    Raises:
+      SystemExit: always; 0 or main's status, 1 for an error, 2 for wrong flags, 130 for Ctrl-C.
+
+    Example:
+      >>> run(main, define_flags=define_flags)  # the last line of a main's module
+    """
+    if define_flags is not None:
+        define_flags()
+    flags.DEFINE_bool("debug", False, "Show the full traceback of every error.")
+
+    def guarded(rest: list[str]) -> Any:
+        try:
+            return main(rest)
+        except KeyboardInterrupt:
+            _exit("interrupted", INTERRUPTED)
+        except Exception as error:
+            message = describe(error)
+            if message is None or flags.FLAGS.debug:
+                raise
+            _exit(message, FAILED)
+
+    app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def describe(error: Exception) -> str | None:
+    """One line for an error that the caller can mend (a ConfigError: one a fault), else None."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"disk full{_at(error)}: free some space or write to another folder"
+    if isinstance(error, FileNotFoundError):
+        # Raised by the system it has a file name, raised by us it has a sentence.
+        return f"no such file or folder{_at(error)}" if error.filename else str(error)
+    return None
+
+
+def _at(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    if {"-h", "--help", "--helpshort"} & set(argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True)  # absl would exit with 1
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit(f"{' '.join(str(error).split())}; --help lists the flags", WRONG_USAGE)
+    if len(rest) > 1:
+        # No command takes positional arguments: a lost "--" would otherwise go unseen.
+        _exit(f"unexpected argument {rest[1]!r}; --help lists the flags", WRONG_USAGE)
+    return rest
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -186,11 +186,14 @@ def _render_parallel(
         try:
             with _ignored_interrupt():
                 pending = {pool.submit(_render_in_worker, shard): shard for shard in shards}
+            shown = 0
             while pending:
                 done, _ = concurrent.futures.wait(
                     pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                bar.update(counter.value - (bar.n - bar.initial))
+                rendered = counter.value
+                bar.update(rendered - shown)
+                shown = rendered
                 for future in done:
                     yield pending.pop(future), future.result()
         except concurrent.futures.process.BrokenProcessPool:

@@ -13,13 +13,13 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import tqdm
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipelines.miniworld import edits, language, manifest, records, video
 from data_pipelines.miniworld.manifest import Manifest, Settings
@@ -104,7 +104,7 @@ def make_record(settings: Settings, split: str, index: int) -> records.Record:
     )
 
 
-def render_shard(shard: Shard, on_record: Callable[[], None]) -> dict[str, Any]:
+def render_shard(shard: Shard, on_record: Callable[[], Any]) -> dict[str, Any]:
     """Renders one file under a temporary name, renames it, and returns its manifest entry.
 
     Args:
@@ -176,7 +176,7 @@ def _ignored_interrupt() -> Iterator[None]:
 
 def _render_parallel(
     shards: list[Shard], num_workers: int, bar: tqdm.tqdm
-) -> Iterator[tuple[Shard, dict[str, Any]]]:
+) -> Generator[tuple[Shard, dict[str, Any]], None, None]:
     """Yields each shard with its manifest entry as it is finished."""
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
@@ -186,11 +186,14 @@ def _render_parallel(
         try:
             with _ignored_interrupt():
                 pending = {pool.submit(_render_in_worker, shard): shard for shard in shards}
+            shown = 0
             while pending:
                 done, _ = concurrent.futures.wait(
                     pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                bar.update(counter.value - (bar.n - bar.initial))
+                rendered = counter.value
+                bar.update(rendered - shown)
+                shown = rendered
                 for future in done:
                     yield pending.pop(future), future.result()
         except concurrent.futures.process.BrokenProcessPool:

@@ -16,7 +16,7 @@ direction).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,8 +27,8 @@ TARGET = (0.0, 0.4, 0.0)
 DOME_RADIUS = 10.0
 HALF_TANGENT = math.tan(math.radians(FIELD_OF_VIEW / 2))
 
-Coordinate = float | np.ndarray
-Vector = tuple[Coordinate, Coordinate, Coordinate]
+# Three coordinates, each a float or an array; they broadcast against each other.
+Vector = tuple[Any, ...]
 # Half extents (x, y, z) of a body of radius 1: the three shapes cover about the same image area.
 HALF_EXTENTS = {"sphere": (1.0, 1.0, 1.0), "cube": (0.85, 0.85, 0.85), "cylinder": (0.8, 1.0, 0.8)}
 
@@ -79,7 +79,11 @@ def camera_frame(azimuth: float, elevation: float) -> Frame:
         right=(cos_a, 0.0, -sin_a),
         up=(-sin_a * sin_e, cos_e, -cos_a * sin_e),
         forward=(-outward[0], -outward[1], -outward[2]),
-        position=tuple(c + DISTANCE * d for c, d in zip(TARGET, outward, strict=True)),
+        position=(
+            TARGET[0] + DISTANCE * outward[0],
+            TARGET[1] + DISTANCE * outward[1],
+            TARGET[2] + DISTANCE * outward[2],
+        ),
     )
 
 

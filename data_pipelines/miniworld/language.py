@@ -178,7 +178,7 @@ def refer(scene: Scene, object_id: int, rng: np.random.Generator) -> str | None:
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     """One of the options."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -146,7 +146,7 @@ def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource
     command = settings.command(folder)
     shards = settings.shards_of(split)
     if not shards:
-        rendered = [name for name, count in settings.counts.items() if count]
+        rendered = sorted(name for name, count in settings.counts.items() if count)
         raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(rendered)}")
     paths = []
     for name, indices in shards.items():

@@ -101,7 +101,7 @@ def rays(camera: Camera, size: int) -> Rays:
     """
     along = np.stack(geometry.directions(camera.frame, size), axis=-1)
     along /= np.linalg.norm(along, axis=-1, keepdims=True)
-    origins = np.broadcast_to(np.float32(camera.frame.position), along.shape).copy()
+    origins = np.broadcast_to(np.array(camera.frame.position, np.float32), along.shape).copy()
     return Rays(origins, along)
 
 
@@ -161,7 +161,8 @@ def _may_shade(blocker: Object, body: Object, light: geometry.Vector) -> bool:
     offset = [b - c for b, c in zip(blocker.center, body.center, strict=True)]
     reach = 1.5 * (blocker.radius + body.radius)  # 1.5 > sqrt(3) * 0.85, a cube's bounding radius
     along = sum(o * ray for o, ray in zip(offset, light, strict=True))
-    return along > -reach and sum(o * o for o in offset) - along * along < reach * reach
+    across = sum(o * o for o in offset) - along * along
+    return bool(along > -reach and across < reach * reach)
 
 
 def _trace(scene: Scene, num_samples: int) -> _Surface:

@@ -90,6 +90,7 @@ def _rise(scene: Scene, rng: np.random.Generator, num_frames: int, next_id: int)
     return Clip("rise", (scene, *scenes), f"the camera {verb}")
 
 
+# "Right" turns the light as a camera that moves to the right turns: counterclockwise from above.
 def _light(scene: Scene, rng: np.random.Generator, num_frames: int, next_id: int) -> Clip | None:
     side, sign = (("right", 1), ("left", -1))[rng.integers(2)]
     angle = sign * rng.uniform(*LIGHT_RANGE)

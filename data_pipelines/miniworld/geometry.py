@@ -161,7 +161,7 @@ def hit_box(origin: Vector, direction: Vector, half: Sequence[float]) -> np.ndar
     """Ray parameter of the entry into the box |axis| <= half; inf for a miss."""
     near, far = -np.inf, np.inf
     for o, d, h in zip(origin, direction, half, strict=True):
-        inverse = 1 / d
+        inverse = np.divide(np.float32(1), d)  # a ray along the slab: infinite, not an error
         first, second = (-h - o) * inverse, (h - o) * inverse
         near = np.maximum(near, np.minimum(first, second))
         far = np.minimum(far, np.maximum(first, second))

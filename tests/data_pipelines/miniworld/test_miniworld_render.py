@@ -151,3 +151,12 @@ def test_shading_keeps_the_hue():
             pure = rendering.PALETTE[body.color]
             ratio = pixels / pixels.max(axis=1, keepdims=True)
             assert np.abs(ratio - pure / pure.max()).max() < 0.02
+
+
+def test_ray_along_a_side_of_a_box_hits_or_misses():
+    from data_pipelines.miniworld import geometry
+
+    x = np.array([0.0, 2.0], np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = geometry.hit_box((x, np.float32(5.0), np.float32(0.0)), (0.0, -1.0, 0.0), (1, 1, 1))
+    np.testing.assert_allclose(t, [4.0, np.inf])

@@ -1,0 +1,91 @@
+"""The quick start: four tasks with one weight set in minutes on two CPU cores.
+
+    python -m launch.train --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs.meshes import get_mesh
+from unidiff_jax.config import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`tiny` shrinks everything to seconds, for tests."""
+    args = parse_arg(arg, tiny=False, steps=6000, mesh="fsdp")
+    config = ConfigDict()
+    config.seed = 0
+    config.image_size = 32
+    config.autoencoder = {"downscale": 2}
+    config.patch = 4  # latent pixels: a token is 8 x 8 pixels, a picture 16 tokens
+    config.max_text = 48
+
+    config.model = {
+        "hidden_dim": 192,
+        "depth": 6,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "ffn_multiple_of": 32,
+        "text_gate_init": 1.0,
+        "softcap": 30.0,
+        "scan_layers": False,
+        "remat": "none",
+    }
+    config.text = {
+        "vocab_size": 512,
+        "d_model": 128,
+        "d_ff": 256,
+        "d_kv": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "scan_layers": False,
+        "remat": "none",
+    }
+    config.flow = {
+        "prediction": "x",
+        "loss": "v",
+        "min_sigma": 0.2,
+        "time_sampler": "logit_normal",
+        "time_mean": 0.5,
+        "time_std": 1.0,
+    }
+    config.data = {
+        "folder": "data/miniworld-32",
+        "tasks": {
+            "depth": {"weight": 1.0, "plan": "clean"},
+            "segment": {"weight": 1.0, "plan": "clean"},
+            "depth_to_image": {"weight": 1.0, "plan": "clean"},
+            "edit": {"weight": 1.0, "plan": "clean"},
+        },
+        "edit_kinds": ("recolor",),
+        "min_reference_objects": 2,
+        "caption_dropout": 0.0,
+        "shift": 1.0,
+        "row": {"tokens": 128, "frames": 9, "segments": 5, "text": 128},
+        "batch_rows": 16,
+        "num_bins": 32,
+        "num_shards": 1,
+        "read_threads": 1,
+        "prefetch": 8,
+    }
+    config.optim = {
+        "learning_rate": 2e-3,
+        "warmup_steps": 200,
+        "schedule": "cosine",
+        "final_fraction": 0.02,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "ema_decay": 0.999,
+    }
+    config.train = {
+        "num_steps": args.steps,
+        "num_microbatches": 1,
+        "log_every": 50,
+        "eval_every": 500,
+        "eval_items": 100,
+        "sample_every": 1000,
+        "save_every": 500,
+        "keep": 2,
+    }
+    config.sample = {"num_steps": 8, "solver": "euler", "guidance": 1.0}
+    config.mesh = get_mesh(args.mesh)
+    return config

@@ -1,0 +1,75 @@
+"""Pictures as training goes on: fixed held-out items of every task, drawn from the averaged weights."""
+
+import pathlib
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipelines.build import make_source
+from data_pipelines.mixture import parse_mixture, stable_id
+from unidiff_jax.evals.pictures import grid
+from unidiff_jax.frames import CODECS
+from unidiff_jax.sample.images import to_picture
+from unidiff_jax.sample.pipeline import Pipeline
+from unidiff_jax.text import Tokenizer
+from unidiff_jax.train.state import ModelParts
+from unidiff_jax.types import Params
+
+
+class Previews:
+    """A grid with one row an item: given frames, generated frames, ground truth."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        *,
+        model: ModelParts,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        workdir: pathlib.Path,
+        items_per_task: int = 2,
+    ):
+        """Picks the items; writes grids to `workdir/samples`."""
+        self._pipeline = Pipeline(config, model=model, params={}, tokenizer=tokenizer, mesh=mesh)
+        self._size = config.image_size
+        self._folder = workdir / "samples"
+        source = make_source(config, split="validation")
+        self._items = []
+        for mix in parse_mixture(config.data.tasks):
+            found = 0
+            for index in range(len(source)):
+                rng = np.random.default_rng([mix.task.id, index])
+                item = source.item(source[index], mix.task, rng)
+                if item is not None and found < items_per_task:
+                    found += 1
+                    identity = stable_id(mix.task, index)
+                    example = self._pipeline.maker.example(mix.task, item, example_id=identity)
+                    self._items.append((mix.task, item, example))
+
+    def draw(self, params: Params, *, step: int) -> Image.Image:
+        """Samples all items and writes `step_00000100.png`."""
+        self._pipeline.params = params
+        made = self._pipeline.generate([(t, e) for t, _, e in self._items], seeds=[0])
+        pictures, captions = [], []
+        for (task, item, _), seeds in zip(self._items, made, strict=True):
+            prompt = task.prompt.format_map(item)
+            cells = {}
+            for spec in task.frames:
+                truth = CODECS[spec.codec].draw(item[spec.field])
+                if spec.field in task.generate:
+                    cells[f"made {spec.field}"] = (seeds[0][spec.field], spec.codec)
+                    cells[f"true {spec.field}"] = (truth, spec.codec)
+                else:
+                    cells = {spec.field: (truth, spec.codec)} | cells
+            blank = np.ones((self._size, self._size, 3), np.float32)
+            padded = list(cells.items())[:3] + [("", (blank, "rgb"))] * (3 - len(cells))
+            for number, (name, (rgb, codec)) in enumerate(padded):
+                picture = to_picture(rgb, codec=codec, size=(self._size, self._size))
+                pictures.append(np.asarray(picture))
+                captions.append(prompt if number == 0 else name)
+        sheet = grid(pictures, columns=6, captions=captions, cell=96)
+        self._folder.mkdir(exist_ok=True)
+        sheet.save(self._folder / f"step_{step:08d}.png")
+        return sheet

@@ -1,0 +1,157 @@
+"""The training loop, top to bottom: workdir, mesh, input, model, state, restore, loop."""
+
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines.build import heldout_batches, make_loader, make_tokenizer
+from data_pipelines.loader import gather_state, to_devices
+from unidiff_jax import flow
+from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
+from unidiff_jax.sample.previews import Previews
+from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
+from unidiff_jax.train.metrics import MetricWriter, summarize
+from unidiff_jax.train.optim import OptimConfig, make_optimizer, make_schedule
+from unidiff_jax.train.state import TrainState, abstract_model, count_parameters, create_state
+from unidiff_jax.train.state import state_shardings
+from unidiff_jax.train.step import LossTable, loss_table, make_train_step
+from unidiff_jax.train.workdir import claim_workdir, model_configs
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+    """Trains to `config.train.num_steps`, continuing what the workdir holds.
+
+    Args:
+      config: see `configs/quickstart.py`.
+      workdir: made when absent.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ConfigError: the config cannot work, or the workdir holds another one.
+    """
+    workdir = pathlib.Path(workdir)
+    num_steps = config.train.num_steps
+
+    # ------------------------------------------------------------------------------------ workdir
+    claim_workdir(config, workdir)
+    flow_config = flow.FlowConfig(**config.flow)
+    optim_config = OptimConfig(**config.optim)
+
+    # --------------------------------------------------------------------------------------- mesh
+    mesh = make_mesh(config.mesh.axes)
+    rows = batch_sharding(mesh)
+
+    # -------------------------------------------------------------------------------------- input
+    tokenizer = make_tokenizer(config, workdir / "tokenizer")
+    loader = make_loader(config, tokenizer)
+    heldout = [
+        to_devices(batch, mesh=mesh)
+        for batch in heldout_batches(config, tokenizer, num_items=config.train.eval_items)
+    ]
+
+    # ----------------------------------------------------------------------------- model and step
+    dit_config, text_config = model_configs(config)
+    model = abstract_model(dit_config, text_config)
+    optimizer = make_optimizer(optim_config, num_steps=num_steps, axes=model.axes)
+    shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
+    step_fn = jax.jit(
+        make_train_step(
+            graphdef=model.graphdef,
+            optimizer=optimizer,
+            flow_config=flow_config,
+            optim_config=optim_config,
+            num_microbatches=config.train.num_microbatches,
+        ),
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    eval_fn = jax.jit(
+        functools.partial(loss_table, graphdef=model.graphdef, config=flow_config),
+        in_shardings=(shardings.params, rows, replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+    # -------------------------------------------------------------------------- state and restore
+    state = create_state(
+        dit_config, text_config, optimizer, seed=config.seed, shardings=shardings
+    )
+    logging.info("%.2f M parameters on %d devices", count_parameters(state.params) / 1e6, mesh.size)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    clock = {"train_seconds": 0.0}
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        restored = checkpoints.restore(abstract_state(state), step=first_step)
+        state, clock = restored.state, restored.clock
+        loader.set_state(restored.loader)
+        logging.info("continuing at step %d", first_step)
+    writer = MetricWriter(workdir, first_step=first_step)
+    previews = Previews(config, model=model, tokenizer=tokenizer, mesh=mesh, workdir=workdir)
+    schedule = make_schedule(optim_config, num_steps=num_steps)
+
+    # --------------------------------------------------------------------------------------- loop
+    bar = tqdm(
+        total=num_steps,
+        initial=first_step,
+        unit="step",
+        desc="train",
+        disable=jax.process_index() != 0,
+        mininterval=1.0,
+    )
+    total = None  # loss table since the last log
+    skipped = []
+    started = time.monotonic() - clock["train_seconds"]
+    logged = time.monotonic()
+    step = first_step
+    try:
+        while step < num_steps:
+            state, metrics = step_fn(state, to_devices(next(loader), mesh=mesh))
+            step += 1
+            bar.update()
+            table = metrics.pop("table")
+            total = table if total is None else jax.tree.map(np.add, total, table)
+            skipped.append(metrics["skipped"])
+
+            if step % config.train.log_every == 0 or step == num_steps:
+                values = summarize(total, prefix="train")
+                now = time.monotonic()
+                values |= {
+                    "grad_norm": float(metrics["grad_norm"]),
+                    "learning_rate": float(schedule(step - 1)),
+                    "skipped_steps": int(sum(int(s) for s in skipped)),
+                    "steps_per_second": len(skipped) / (now - logged),
+                    "train_seconds": now - started,
+                }
+                writer.scalars(step, values)
+                bar.set_postfix(loss=f"{values['train/loss']:.4f}")
+                total, skipped, logged = None, [], now
+
+            if step % config.train.eval_every == 0 or step == num_steps:
+                key = jax.random.key(config.seed)
+                tables = [eval_fn(state.ema, batch, key) for batch in heldout]
+                summed = functools.reduce(functools.partial(jax.tree.map, np.add), tables)
+                writer.scalars(step, summarize(LossTable(summed.error, summed.weight), prefix="heldout"))
+
+            if step % config.train.sample_every == 0 or step == num_steps:
+                writer.picture(step, "samples", previews.draw(state.ema, step=step))
+
+            if step % config.train.save_every == 0 or step == num_steps:
+                clock["train_seconds"] = time.monotonic() - started
+                # before next(): the saved stream continues with the batch that comes next
+                checkpoints.save(
+                    state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
+                )
+    finally:
+        # also on an error or Ctrl-C: a save that has begun is finished
+        checkpoints.close()
+        writer.close()
+        bar.close()
+    return state

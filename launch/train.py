@@ -7,6 +7,8 @@
 Started again in the same workdir it continues with the newest checkpoint.
 """
 
+import logging
+
 from absl import flags
 
 from launch import command
@@ -21,6 +23,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
     train(config, flags.FLAGS.workdir)
 
 

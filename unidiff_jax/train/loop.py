@@ -18,9 +18,14 @@ from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_optimizer, make_schedule
-from unidiff_jax.train.state import TrainState, abstract_model, count_parameters, create_state
-from unidiff_jax.train.state import state_shardings
-from unidiff_jax.train.step import LossTable, loss_table, make_train_step
+from unidiff_jax.train.state import (
+    TrainState,
+    abstract_model,
+    count_parameters,
+    create_state,
+    state_shardings,
+)
+from unidiff_jax.train.step import loss_table, make_train_step
 from unidiff_jax.train.workdir import claim_workdir, model_configs
 
 
@@ -138,7 +143,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 key = jax.random.key(config.seed)
                 tables = [eval_fn(state.ema, batch, key) for batch in heldout]
                 summed = functools.reduce(functools.partial(jax.tree.map, np.add), tables)
-                writer.scalars(step, summarize(LossTable(summed.error, summed.weight), prefix="heldout"))
+                writer.scalars(step, summarize(summed, prefix="heldout"))
 
             if step % config.train.sample_every == 0 or step == num_steps:
                 writer.picture(step, "samples", previews.draw(state.ema, step=step))

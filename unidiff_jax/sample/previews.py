@@ -19,7 +19,7 @@ from unidiff_jax.types import Params
 
 
 class Previews:
-    """A grid with one row an item: given frames, generated frames, ground truth."""
+    """A grid with one row an item: given frame, generated frame, ground truth."""
 
     def __init__(
         self,
@@ -52,24 +52,22 @@ class Previews:
         """Samples all items and writes `step_00000100.png`."""
         self._pipeline.params = params
         made = self._pipeline.generate([(t, e) for t, _, e in self._items], seeds=[0])
-        pictures, captions = [], []
+        rows, captions = [], []
         for (task, item, _), seeds in zip(self._items, made, strict=True):
-            prompt = task.prompt.format_map(item)
-            cells = {}
+            given, generated = [], []
             for spec in task.frames:
-                truth = CODECS[spec.codec].draw(item[spec.field])
+                truth = self._picture(CODECS[spec.codec].draw(item[spec.field]), spec.codec)
                 if spec.field in task.generate:
-                    cells[f"made {spec.field}"] = (seeds[0][spec.field], spec.codec)
-                    cells[f"true {spec.field}"] = (truth, spec.codec)
+                    output = self._picture(seeds[0][spec.field], spec.codec)
+                    generated += [output, truth]
                 else:
-                    cells = {spec.field: (truth, spec.codec)} | cells
-            blank = np.ones((self._size, self._size, 3), np.float32)
-            padded = list(cells.items())[:3] + [("", (blank, "rgb"))] * (3 - len(cells))
-            for number, (name, (rgb, codec)) in enumerate(padded):
-                picture = to_picture(rgb, codec=codec, size=(self._size, self._size))
-                pictures.append(np.asarray(picture))
-                captions.append(prompt if number == 0 else name)
-        sheet = grid(pictures, columns=6, captions=captions, cell=96)
+                    given.append(truth)
+            rows.append([*(given or [None]), *generated])
+            captions.append(f"{task.name}: {task.prompt.format_map(item)}")
+        sheet = grid(rows, columns=("given", "made", "true"), captions=captions, cell=128)
         self._folder.mkdir(exist_ok=True)
         sheet.save(self._folder / f"step_{step:08d}.png")
         return sheet
+
+    def _picture(self, rgb: np.ndarray, codec: str) -> np.ndarray:
+        return np.asarray(to_picture(rgb, codec=codec, size=(self._size, self._size)))

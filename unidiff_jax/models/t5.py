@@ -1,7 +1,8 @@
 """T5 encoder, version 1.1 (Raffel et al. 2020; gated GELU, no shared embedding, no attention scale).
 
-Works on packed rows: attention stays inside an example and the relative position bias uses the
-position inside the example's own text.
+Works on packed rows: attention stays inside an example. The texts of a row lie one after the other,
+so that inside an example the distance of two positions is the distance of their places in the row,
+and one bias table of (heads, s, s) serves all rows.
 """
 
 import dataclasses
@@ -66,19 +67,18 @@ class T5Encoder(nnx.Module):
         self.final_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon, axis="embed")
 
     def __call__(
-        self, ids: Int[Array, "b s"], *, segment: Int[Array, "b s"], position: Int[Array, "b s"]
+        self, ids: Int[Array, "b s"], *, segment: Int[Array, "b s"]
     ) -> Float[Array, "b s e"]:
         """Encodes packed texts; padding (segment 0) gives finite states that nobody reads."""
         c = self.config
-        distance = position[:, None, :] - position[:, :, None]  # key minus query
+        place = jnp.arange(ids.shape[1])
+        distance = place[None, :] - place[:, None]  # key minus query
         bucket = relative_bucket(
             distance,
             num_buckets=c.relative_attention_num_buckets,
             max_distance=c.relative_attention_max_distance,
         )
-        # one-hot, because the transpose of a gather is a scatter, which is slow on every platform
-        one_hot = jax.nn.one_hot(bucket, c.relative_attention_num_buckets)
-        bias = jnp.einsum("bstn,nh->bhst", one_hot, self.position_bias[...])
+        bias = jnp.moveaxis(self.position_bias[...][bucket], -1, 0)[None]
         x = self.embedding[...][ids].astype(jnp.dtype(c.dtype))
         x = apply_layers(self.blocks, x, bias, segment, scan=c.scan_layers, remat=c.remat)
         return self.final_norm(x)

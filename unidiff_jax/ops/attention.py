@@ -17,7 +17,7 @@ def attention(
     kv_segment: Int[Array, "b s"] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-    bias: Float[Array, "b h t s"] | None = None,
+    bias: Float[Array, "#b h t s"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b t h k"]:
     """Scaled dot-product attention inside segments.

@@ -47,9 +47,7 @@ class UnifiedModel(nnx.Module):
         """States of the batch's text, computed here or carried by the batch."""
         if batch.text_states is not None:
             return batch.text_states
-        return self.text_encoder(
-            batch.text_ids, segment=batch.text_segment, position=batch.text_position
-        )
+        return self.text_encoder(batch.text_ids, segment=batch.text_segment)
 
     def __call__(self, batch: Batch, noised: Noised) -> jax.Array:
         return self.dit(batch, noised, self.encode_text(batch))

@@ -105,7 +105,8 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
     every = {name: [name] for name in TASKS}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
-    wanted = tasks or [mix.task.name for mix in parse_mixture(config.data.tasks)]
+    trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
+    wanted = tasks or [name for name in TASKS if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")

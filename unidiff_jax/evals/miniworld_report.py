@@ -1,4 +1,4 @@
-"""The benchmark's side of the report: sample lines with pictures, deviations, a plain text table."""
+"""The benchmark's side of the report: sample lines, deviations, a plain text table."""
 
 import pathlib
 from collections.abc import Mapping

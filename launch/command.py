@@ -21,6 +21,7 @@ the program and keeps its traceback.
 """
 
 import errno
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -96,6 +97,12 @@ def run(
             _exit(message, FAILED)
 
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def quiet_libraries() -> None:
+    """Keeps Orbax's and JAX's notes on files and backends out of a command's output."""
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def describe(error: Exception) -> str | None:

@@ -50,6 +50,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    command.quiet_libraries()
     values = flags.FLAGS
     workdir = pathlib.Path(values.workdir)
     settings = settings_of(load_workdir_config(workdir))

@@ -8,7 +8,6 @@ Stopped, it continues with the same command; a stage that is done with the same 
 """
 
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
     workdir = pathlib.Path(flags.FLAGS.workdir)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
+    command.quiet_libraries()
     settings = render_settings(config)
     if flags.FLAGS.fresh:
         remove(config, workdir)

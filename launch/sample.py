@@ -40,6 +40,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    command.quiet_libraries()
     values = flags.FLAGS
     if values.task not in TASKS:
         raise InputError(f"no task {values.task!r}; tasks are: {', '.join(TASKS)}")
@@ -101,7 +102,7 @@ def text_fields(task: Task, *, prompt: str | None) -> dict[str, str]:
     """
     if prompt is None:
         if task.prompt_fields:
-            raise InputError(f"task {task.name!r} needs a {task.prompt_fields[0]}; use --prompt")
+            raise InputError(f"task {task.name!r} needs --prompt, its {task.prompt_fields[0]}")
         return {}
     if not task.prompt_fields:
         raise InputError(f"task {task.name!r} reads no text; leave --prompt out")

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from launch import command
 from unidiff_jax.evals.miniworld import (
@@ -40,6 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "tasks", [], "Tasks, separated by commas; none is all that it was trained on."
     )
+    flags.DEFINE_string("data", None, "Data folder, if it is not where training had it.")
     flags.DEFINE_enum("split", "test", ["validation", "test", "heldout"], "Split of the data.")
     flags.DEFINE_integer("num_items", None, "Items a task.", lower_bound=2)
     flags.DEFINE_integer("seeds", None, "Sampling seeds.", lower_bound=1)
@@ -53,11 +55,14 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     values = flags.FLAGS
     workdir = pathlib.Path(values.workdir)
-    settings = settings_of(load_workdir_config(workdir))
+    config = load_workdir_config(workdir)
+    if values.data is not None:
+        config.data.folder = values.data
     given = {name: values[name].value for name in EvalSettings._fields}
-    settings = settings._replace(**{k: v for k, v in given.items() if v is not None})
+    settings = settings_of(config)._replace(**{k: v for k, v in given.items() if v is not None})
     results = evaluate_workdir(
         workdir,
+        config=config,
         settings=settings,
         tasks=values.tasks,
         split=values.split,
@@ -70,19 +75,28 @@ def main(argv: list[str]) -> None:
 def evaluate_workdir(
     workdir: pathlib.Path,
     *,
-    settings: EvalSettings,
+    config: ConfigDict,
+    settings: EvalSettings | None = None,
     tasks: list[str] | None = None,
     split: str = "test",
     step: int | None = None,
 ) -> dict[str, Any]:
     """Loads a run, evaluates it and writes the report into its workdir.
 
+    Args:
+      workdir: of the run.
+      config: the run's, perhaps with another data folder or `eval`.
+      settings: None is the config's `eval`.
+      tasks: see `evaluate`, as for split.
+      split: of the data.
+      step: checkpoint; None is the newest.
+
     Raises:
       FileNotFoundError: no run or no such checkpoint.
     """
-    load_workdir_config(workdir)  # before Orbax makes the folder of a run that is not there
     step = latest_step(workdir) if step is None else step
     pipeline = Pipeline.from_workdir(workdir, step=step)
+    pipeline.config = config
     rows = read_metrics(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["step"] <= step]
     return evaluate(

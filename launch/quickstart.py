@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
         remove(config, workdir)
 
     _banner(1, f"data: {sum(settings.counts.values())} scenes in {config.data.folder}")
-    seconds = render_data(config, settings, num_workers=flags.FLAGS.workers)
     claim_workdir(config, workdir)
+    seconds = render_data(config, settings, num_workers=flags.FLAGS.workers)
     if seconds is not None:
         (workdir / SECONDS).write_text(json.dumps({"render": seconds}) + "\n")
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     _banner(3, f"evaluation: {settings_of(config).num_items} items a task")
     results = finished_results(config, workdir)
     if results is None:
-        results = evaluate_workdir(workdir, settings=settings_of(config))
+        results = evaluate_workdir(workdir, config=config)
     else:
         print("done before")
     print(verdict_table(results))

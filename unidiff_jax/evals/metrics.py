@@ -35,7 +35,7 @@ Depths = Float[np.ndarray, "b h w"]
 Masks = Bool[np.ndarray, "b h w"]
 Labels = Integer[np.ndarray, "b h w"]
 PerItem = Float[np.ndarray, "b"]
-Palette = Mapping[str, Sequence[float]]
+Palette = Mapping[str, Sequence[float] | Float[np.ndarray, "3"]]
 
 LOWEST_RATIO_SCORE = -1.0
 """Lower bound of an item's gain or skill (twice the reference's error): no item can dominate."""

@@ -7,6 +7,7 @@ function of the seed and the position alone.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -72,7 +73,8 @@ class ExampleMaker:
         ids = self.tokenizer.encode(prompt)
         if len(ids) > self.max_text:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: {prompt!r}"
+                f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: "
+                f"{textwrap.shorten(prompt, 60)!r}"
             )
         return ids
 

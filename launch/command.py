@@ -21,6 +21,7 @@ the program and keeps its traceback.
 """
 
 import errno
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -98,9 +99,15 @@ def run(
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
+def quiet_libraries() -> None:
+    """Keeps Orbax's and JAX's notes on files and backends out of a command's output."""
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def describe(error: Exception) -> str | None:
     """One line for an error that the caller can mend (a ConfigError: one a fault), else None."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, _mendable()):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full{_at(error)}: free some space or write to another folder"
@@ -108,6 +115,16 @@ def describe(error: Exception) -> str | None:
         # Raised by the system it has a file name, raised by us it has a sentence.
         return f"no such file or folder{_at(error)}" if error.filename else str(error)
     return None
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors whose message is written for the caller; imported only when something went wrong."""
+    from data_pipelines.miniworld.generate import GenerateError
+    from data_pipelines.miniworld.manifest import RecordsError
+    from unidiff_jax.evals.report import ReportError
+    from unidiff_jax.sample.images import InputError
+
+    return ConfigError, GenerateError, InputError, RecordsError, ReportError
 
 
 def _at(error: OSError) -> str:

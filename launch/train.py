@@ -7,8 +7,6 @@
 Started again in the same workdir it continues with the newest checkpoint.
 """
 
-import logging
-
 from absl import flags
 
 from launch import command
@@ -23,7 +21,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
+    command.quiet_libraries()
     train(config, flags.FLAGS.workdir)
 
 

@@ -139,7 +139,7 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _LAYOUT),
             generate=("image",),
             prompt="[[boundingbox2image]] {caption}",
-            metric="box_iou",
+            metric="silhouette_iou",
         ),
         Task(
             id=8,

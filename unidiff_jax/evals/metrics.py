@@ -35,7 +35,7 @@ Depths = Float[np.ndarray, "b h w"]
 Masks = Bool[np.ndarray, "b h w"]
 Labels = Integer[np.ndarray, "b h w"]
 PerItem = Float[np.ndarray, "b"]
-Palette = Mapping[str, Sequence[float]]
+Palette = Mapping[str, Sequence[float] | Float[np.ndarray, "3"]]
 
 LOWEST_RATIO_SCORE = -1.0
 """Lower bound of an item's gain or skill (twice the reference's error): no item can dominate."""
@@ -184,6 +184,7 @@ def edit_gain(
     *,
     source: Images,
     target: Images,
+    also: Masks | None = None,
     threshold: float = CHANGE_THRESHOLD,
     lower: float = LOWEST_RATIO_SCORE,
 ) -> PerItem:
@@ -191,12 +192,16 @@ def edit_gain(
 
     1 is the exact edit, 0 is a copy of the input, negative is worse than copying. Without the
     clip, an item with a faint change and a wild output could outweigh hundreds of others.
+
+    `also` adds pixels that must stay as they are, such as those of the other objects: without them,
+    recolouring everything scores as much as recolouring the right thing.
     """
-    changed = changed_pixels(source, target=target, threshold=threshold)
+    pixels = changed_pixels(source, target=target, threshold=threshold)
+    pixels = pixels if also is None else pixels | also
     target = _as_float(target)
     return _one_minus_ratio(
-        _masked_mean(np.abs(_as_float(output) - target).mean(axis=-1), mask=changed),
-        reference=_masked_mean(np.abs(_as_float(source) - target).mean(axis=-1), mask=changed),
+        _masked_mean(np.abs(_as_float(output) - target).mean(axis=-1), mask=pixels),
+        reference=_masked_mean(np.abs(_as_float(source) - target).mean(axis=-1), mask=pixels),
         lower=lower,
     )
 

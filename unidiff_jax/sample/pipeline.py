@@ -175,7 +175,10 @@ class Pipeline:
         item = self._item(spec, fields, has_prompt=prompt is not None)
         if prompt is not None and not prompt.strip():
             raise InputError("the prompt is empty; say what to make, or leave it out")
-        example = self.maker.example(spec, item, example_id=1, prompt=prompt)
+        try:
+            example = self.maker.example(spec, item, example_id=1, prompt=prompt)
+        except ValueError as error:  # the prompt is too long for the model
+            raise InputError(str(error)) from None
         size = self.config.image_size
         made = self.generate(
             [(spec, example)],

@@ -21,7 +21,7 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
 
 # May change between runs in one workdir: they do not change what is learned.
 FREE_KEYS = ("train.log_every", "train.eval_every", "train.sample_every", "train.save_every",
-             "train.keep", "data.prefetch", "data.read_threads", "data.folder")
+             "train.keep", "data.prefetch", "data.read_threads", "data.folder", "eval.")
 
 
 def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -142,6 +142,17 @@ def test_edit_gain_of_copy_target_and_nonsense():
     assert np.isnan(metrics.edit_gain(source, source=source, target=source)).all()
 
 
+def test_edit_gain_sees_what_should_have_been_left_alone():
+    source = np.stack([draw(("red", 2, 2, 10, 10), ("red", 14, 14, 22, 22))])
+    target = np.stack([draw(("blue", 2, 2, 10, 10), ("red", 14, 14, 22, 22))])
+    everything = np.stack([draw(("blue", 2, 2, 10, 10), ("blue", 14, 14, 22, 22))])
+    objects = source.max(-1) > source.min(-1)
+    assert metrics.edit_gain(everything, source=source, target=target).item() == 1.0
+    for output, gain in ((everything, 0.0), (target, 1.0), (source, 0.0)):
+        found = metrics.edit_gain(output, source=source, target=target, also=objects)
+        np.testing.assert_allclose(found, [gain], atol=1e-6)
+
+
 def test_psnr_equals_its_formula_and_is_capped():
     rng = np.random.default_rng(3)
     output, target = random_images(rng), random_images(rng)

@@ -1,6 +1,7 @@
 """FLOP counts against the products in the traced program, and against XLA's own count."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,9 +14,8 @@ from unidiff_jax import flow
 from unidiff_jax.flops import forward_flops, train_flops
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
-from unidiff_jax.train.optim import OptimConfig, make_optimizer
-from unidiff_jax.train.state import TrainState, UnifiedModel, abstract_model
-from unidiff_jax.train.step import make_train_step
+from unidiff_jax.train.state import abstract_model
+from unidiff_jax.train.step import loss_and_gradient
 from unidiff_jax.types import Batch, Noised
 
 ROWS, TOKENS, FRAMES, SEGMENTS, TEXT, PATCH = 3, 40, 7, 4, 24, 20
@@ -33,9 +33,7 @@ def configs(*, scan: bool, width: int = 48, depth: int = 3):
         ffn_multiple_of=16,
         **shared,
     )
-    text = T5Config(
-        vocab_size=64, d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=3, **shared
-    )
+    text = T5Config(vocab_size=64, d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=3, **shared)
     return dit, text
 
 
@@ -125,38 +123,12 @@ def test_given_text_states_leave_the_encoder_out():
 
 
 def test_close_to_what_xla_counts_for_an_unrolled_step():
-    dit, text = configs(scan=False, width=384, depth=2)
-    batch = batch_shapes(rows=2, tokens=64)
+    # On top of the products XLA counts norms, softmax, masks and the bits of the noise: one each
+    # element and operation, against 2 k each element of a product. Measured here: 2.4 %.
+    dit, text = configs(scan=False, width=192, depth=2)
+    batch = batch_shapes(rows=2, tokens=128)
     model = abstract_model(dit, text)
-    optim = OptimConfig(
-        learning_rate=1e-3,
-        warmup_steps=1,
-        schedule="cosine",
-        final_fraction=0.1,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        ema_decay=0.9,
-    )
-    optimizer = make_optimizer(optim, num_steps=10, axes=model.axes)
-    step = make_train_step(
-        graphdef=model.graphdef,
-        optimizer=optimizer,
-        flow_config=flow.FlowConfig(),
-        optim_config=optim,
-    )
-
-    def make_state():
-        params = nnx.to_pure_dict(nnx.split(UnifiedModel(dit, text, rngs=nnx.Rngs(0)))[1])
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(
-            step=zero,
-            params=params,
-            opt_state=optimizer.init(params),
-            ema=params,
-            key=jax.random.key(0),
-        )
-
-    state = jax.eval_shape(make_state)
-    counted = jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
-    ours = train_flops(dit, text, batch)
-    print(counted, ours, counted/ours)
+    step = functools.partial(loss_and_gradient, graphdef=model.graphdef, config=flow.FlowConfig())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    counted = jax.jit(step).lower(model.shapes, batch, key).compile().cost_analysis()["flops"]
+    assert 1.0 < counted / train_flops(dit, text, batch) < 1.04

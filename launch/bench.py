@@ -3,13 +3,14 @@
     python -m launch.bench --config configs/quickstart.py
     python -m launch.bench --config configs/quickstart.py --parts step,data --json bench.json
 
-Reads the config's data and writes nothing but the JSON file. Times on a busy machine are worth little:
-the step is the median of `--steps`, the rates are the best of three.
+Reads the config's data and writes nothing but the JSON file. The step is the median of `--steps`;
+the rates are the best of three, because other work on the machine only ever makes them lower.
 """
 
 import functools
 import itertools
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -63,6 +64,9 @@ PEAK_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024), (2048
 """m, k, n of the float32 products that measure the machine; the last is a small model's."""
 
 REPEATS = 3
+
+DATA_SECONDS = 2.0
+"""The loader runs alone for so long, `REPEATS` times."""
 
 Numbers = dict[str, Any]
 
@@ -119,15 +123,19 @@ class Bench:
             out_shardings=(self._shardings, replicated(self.mesh)),
             donate_argnums=0,
         )
-        state = jax.eval_shape(self.make_state)
         start = time.perf_counter()
-        compiled = jitted.lower(state, self.batches[0]).compile()
+        compiled = jitted.lower(self.state, self.batches[0]).compile()
         return CompiledStep(compiled, time.perf_counter() - start)
 
-    def make_state(self) -> TrainState:
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The initial state; `copy_state` gives one that a step may consume."""
         return create_state(
             *self.model_configs, self._optimizer, seed=self.config.seed, shardings=self._shardings
         )
+
+    def copy_state(self) -> TrainState:
+        return jax.tree.map(jnp.copy, self.state)
 
     @functools.cached_property
     def step_numbers(self) -> Numbers:
@@ -142,12 +150,12 @@ class CompiledStep(NamedTuple):
     seconds: float
 
 
-# --------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def time_steps(bench: Bench) -> Numbers:
     """Times train steps on packed batches that lie on the devices already."""
-    step, state = bench.step, bench.make_state()
+    step, state = bench.step, bench.copy_state()
     times = []
     warm_up = 3
     for i in _progress(range(warm_up + bench.num_steps), "train steps"):
@@ -201,15 +209,15 @@ def measure_packing(bench: Bench, *, num_batches: int = 60) -> Numbers:
     return {"batches": num_batches, **means}
 
 
-def measure_data(bench: Bench, *, seconds: float = 2.0) -> Numbers:
-    """Examples a second of the loader alone, against what the step consumes."""
+def measure_data(bench: Bench) -> Numbers:
+    """Examples a second of the loader alone, against what the step consumes (timed for that too)."""
     rates = []
     next(bench.loader)
     for _ in _progress(range(REPEATS), "data"):
         for _ in range(2 * bench.config.data.prefetch):  # what was ready before the clock starts
             next(bench.loader)
         count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
+        while time.perf_counter() - start < DATA_SECONDS:
             count += count_examples(next(bench.loader))
         rates.append(count / (time.perf_counter() - start))
     needed = bench.step_numbers["examples_per_second"]
@@ -222,7 +230,7 @@ def measure_data(bench: Bench, *, seconds: float = 2.0) -> Numbers:
 
 def measure_loop(bench: Bench) -> Numbers:
     """Trains from the loader, each step waited for as the train loop does; what data cost."""
-    step, state = bench.step, bench.make_state()
+    step, state = bench.step, bench.copy_state()
     state, _ = step.call(state, bench.batches[0])
     jax.block_until_ready(state.params)
     waited = moved = 0.0
@@ -257,7 +265,7 @@ def measure_sampling(bench: Bench) -> Numbers:
     pipeline = Pipeline(
         config,
         model=bench.model,
-        params=bench.make_state().ema,
+        params=bench.state.ema,
         tokenizer=bench.tokenizer,
         mesh=bench.mesh,
     )
@@ -332,9 +340,13 @@ def run_parts(config: ConfigDict, *, parts: Iterable[str], num_steps: int = 20) 
       {"machine": {...}, part: {...}}, as `--json` writes it.
 
     Raises:
+      ConfigError: an unknown part.
       FileNotFoundError: the data is not there; the message has the command that makes it.
     """
     parts = set(parts)
+    if parts - set(PARTS):
+        unknown = min(parts - set(PARTS))
+        raise ConfigError(f"there is no part {unknown!r}; parts are: {', '.join(PARTS)}")
     data = pathlib.Path(config.data.folder)
     if parts - {"render"} and not (data / NAME).exists():
         raise FileNotFoundError(
@@ -350,14 +362,14 @@ def run_parts(config: ConfigDict, *, parts: Iterable[str], num_steps: int = 20) 
     return numbers
 
 
-# --------------------------------------------------------------------------------------------- table
+# -------------------------------------------------------------------------------------------- table
 
 
 def format_table(numbers: Numbers) -> str:
     """The numbers as lines of text: machine, rows, and what falls short."""
     m = numbers["machine"]
     lines = [
-        f"machine: {m['cpu']}, {m['cores']} cores, jax {m['jax']}, {m['devices']} x {m['device']}"
+        f"machine: {m['cpu']}, {m['cores']} cores; jax {m['jax']}, {m['devices']} x {m['device']}"
     ]
     rows, faults = [], []
     if "step" in numbers:
@@ -386,8 +398,8 @@ def format_table(numbers: Numbers) -> str:
         rows.append((f"packing over {n['batches']} batches", shares))
         if n["tokens"] < MIN_TOKEN_UTILISATION:
             faults.append(
-                f"token utilisation is below {MIN_TOKEN_UTILISATION:.0%}: fit data.row to the tasks' "
-                "examples, or raise data.num_bins"
+                f"token utilisation is below {MIN_TOKEN_UTILISATION:.0%}: fit data.row to the "
+                "tasks' examples, or raise data.num_bins"
             )
     if "data" in numbers:
         n = numbers["data"]
@@ -420,7 +432,7 @@ def _progress(items: Iterable, name: str, total: int | None = None) -> Iterable:
     return tqdm(items, desc=name, total=total, leave=False, disable=not sys.stderr.isatty())
 
 
-# -------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 
 
 def define_flags() -> None:
@@ -433,10 +445,9 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
+    for name in ("absl", "jax"):  # they tell of platforms that are not there
+        logging.getLogger(name).setLevel(logging.WARNING)
     parts, path = flags.FLAGS.parts, flags.FLAGS.json
-    unknown = sorted(set(parts) - set(PARTS))
-    if unknown:
-        raise ConfigError(f"--parts has no {unknown[0]!r}; parts are: {', '.join(PARTS)}")
     if path and not pathlib.Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"--json: there is no folder {pathlib.Path(path).parent}")
     try:

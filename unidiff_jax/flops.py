@@ -1,16 +1,17 @@
 """Floating-point operations of the model, from its config and a batch's shapes.
 
 Only matrix products count, 2 m k n each, attention included and computed densely over a row (the
-reference attention does not skip other examples' tokens). A layer counts times the depth, whether the
-layers are scanned or not, and recomputation in the backward pass (`remat`) does not count: the number
-says what the mathematics needs, which is what a share of the machine's peak is a share of.
+reference attention does not skip other examples' tokens). A layer counts times the depth, whether
+the layers are scanned or not. Recomputation in the backward pass (`remat`) does not count: the
+number says what the mathematics needs, and so its share of the machine's peak says what is lost.
 
 The backward pass of y = A B has one product for each operand that needs a gradient, and each costs
 what y costs. That makes three times the forward pass, except where an operand is data: the patches,
 the sinusoids, and the one-hot tables that spread a frame's row to its tokens.
 
-XLA's own count (`compiled.cost_analysis()["flops"]`) differs for two reasons: it adds norms, softmax,
-masks, random bits and the optimizer (1 each element and operation), and it counts a scanned body once.
+XLA's own count (`compiled.cost_analysis()["flops"]`) differs for two reasons. It adds norms,
+softmax, masks, random bits and the optimizer, one each element and operation; and it counts a
+scanned body once.
 """
 
 from collections.abc import Iterable

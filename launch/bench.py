@@ -210,7 +210,7 @@ def measure_packing(bench: Bench, *, num_batches: int = 60) -> Numbers:
 
 
 def measure_data(bench: Bench) -> Numbers:
-    """Examples a second of the loader alone, against what the step consumes (timed for that too)."""
+    """Examples a second of the loader alone, against what the step consumes (timed too)."""
     rates = []
     next(bench.loader)
     for _ in _progress(range(REPEATS), "data"):

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
-from launch import bench
+from launch import bench, command
 from unidiff_jax.config import ConfigError, load_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,11 +51,6 @@ def numbers(config):
             return bench.run_parts(config, parts=bench.PARTS, num_steps=3)
         finally:
             jax.config.update("jax_disable_most_optimizations", False)
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "launch.bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_every_part_gives_positive_numbers(numbers):
@@ -111,19 +106,24 @@ def test_table_says_what_is_too_low(numbers):
 def test_parts_without_data_need_none_and_json_has_the_numbers(tmp_path):
     path = tmp_path / "bench.json"
     missing = f"data.folder={tmp_path / 'none'}"
-    done = run("--parts", "render", "--set", missing, "--json", str(path))
+    line = [sys.executable, "-m", "launch.bench", "--parts", "render", "--set", missing]
+    done = subprocess.run(
+        [*line, "--json", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     numbers = json.loads(path.read_text())
     assert list(numbers["render"]) == ["32", "64", "128"]
     assert done.stdout.strip() == bench.format_table(numbers)
 
 
-def test_missing_data_is_one_line_with_the_command(tmp_path):
-    folder = tmp_path / "none"
-    done = run("--set", f"data.folder={folder}")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert f"python -m launch.miniworld --out {folder} --size 32" in done.stderr
+def test_missing_data_is_one_line_with_the_command(config, tmp_path):
+    missing = config.copy_and_resolve_references()
+    missing.data.folder = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as error:
+        bench.run_parts(missing, parts=["packing"])
+    line = command.describe(error.value)
+    assert line == str(error.value) and "\n" not in line
+    assert line.endswith(f"python -m launch.miniworld --out {tmp_path / 'none'} --size 16")
 
 
 def test_unknown_part_is_refused(config):

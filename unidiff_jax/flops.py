@@ -1,0 +1,106 @@
+"""Floating-point operations of the model, from its config and a batch's shapes.
+
+Only matrix products count, 2 m k n each, attention included and computed densely over a row (the
+reference attention does not skip other examples' tokens). A layer counts times the depth, whether
+the layers are scanned or not. Recomputation in the backward pass (`remat`) does not count: the
+number says what the mathematics needs, and so its share of the machine's peak says what is lost.
+
+The backward pass of y = A B has one product for each operand that needs a gradient, and each costs
+what y costs. That makes three times the forward pass, except where an operand is data: the patches,
+the sinusoids, and the one-hot tables that spread a frame's row to its tokens.
+
+XLA's own count (`compiled.cost_analysis()["flops"]`) differs for two reasons. It adds norms,
+softmax, masks, random bits and the optimizer, one each element and operation; and it counts a
+scanned body once.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.types import Batch
+
+
+class Product(NamedTuple):
+    """Matrix products of one place in the model.
+
+    Attributes:
+      name: where it is.
+      size: m k n.
+      operands: how many of the two need a gradient.
+      count: number of layers that have it.
+    """
+
+    name: str
+    size: int
+    operands: int = 2
+    count: int = 1
+
+    @property
+    def forward(self) -> int:
+        return 2 * self.size * self.count
+
+    @property
+    def backward(self) -> int:
+        return self.operands * self.forward
+
+
+def forward_flops(dit: DiTConfig, text: T5Config, batch: Batch) -> int:
+    """Operations of one forward pass.
+
+    Args:
+      dit: the denoiser.
+      text: its text encoder; not counted where the batch carries `text_states`.
+      batch: arrays or shapes of the whole batch, with one noise level a frame.
+
+    Example:
+      >>> forward_flops(*model_configs(config), next(loader))
+    """
+    return sum(product.forward for product in products(dit, text, batch))
+
+
+def train_flops(dit: DiTConfig, text: T5Config, batch: Batch) -> int:
+    """Operations of one train step: forward and backward pass. Arguments as `forward_flops`."""
+    return sum(product.forward + product.backward for product in products(dit, text, batch))
+
+
+def products(dit: DiTConfig, text: T5Config, batch: Batch) -> list[Product]:
+    """Every matrix product of the model. Arguments as `forward_flops`."""
+    trained_text = batch.text_states is None
+    return [*(_encoder(text, batch) if trained_text else ()), *_denoiser(dit, batch, trained_text)]
+
+
+def _encoder(c: T5Config, batch: Batch) -> Iterable[Product]:
+    b, s = batch.text_segment.shape
+    d, inner, layers = c.d_model, c.num_heads * c.d_kv, c.num_layers
+    buckets = c.relative_attention_num_buckets
+    yield Product("text.position_bias", b * s * s * buckets * c.num_heads, operands=1)
+    yield Product("text.projections", 4 * b * s * d * inner, count=layers)
+    yield Product("text.attention", 2 * b * s * s * inner, count=layers)
+    yield Product("text.ffn", 3 * b * s * d * c.d_ff, count=layers)
+
+
+def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool) -> Iterable[Product]:
+    b, t, p = batch.tokens.shape
+    s, g, u = batch.text_segment.shape[1], batch.task.shape[1], batch.segment.shape[1]
+    d, m, e, layers = c.hidden_dim, c.condition_dim, c.text_dim, c.depth
+    kv = c.num_kv_heads * c.head_dim
+    # once a batch
+    yield Product("patch_embed", b * t * p * d, operands=1)
+    yield Product("sigma_embed.hidden", b * u * 256 * m, operands=1)
+    yield Product("sigma_embed.out", b * u * m * m)
+    yield Product("text_pool", b * s * g * e, operands=int(trained_text))
+    yield Product("text_embed", b * g * e * m)
+    yield Product("text_spread", b * u * g * m, operands=1)
+    yield Product("out_scale", b * u * m * d)
+    yield Product("out_scale.spread", b * t * u * d, operands=1)
+    yield Product("out", b * t * d * p)
+    # once a block
+    yield Product("modulation", b * u * m * 4 * d, count=layers)
+    yield Product("modulation.spread", b * t * u * 4 * d, operands=1, count=layers)
+    yield Product("attention.projections", b * t * d * (2 * d + 2 * kv), count=layers)
+    yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
+    yield Product("attention.image", 2 * b * t * t * d, count=layers)
+    yield Product("attention.text", 2 * b * t * s * d, count=layers)
+    yield Product("ffn", 3 * b * t * d * c.ffn_dim, count=layers)

@@ -46,25 +46,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     config.flow = {
         "prediction": "x",
-        "loss": "v",
+        "loss": "x",
         "min_sigma": 0.2,
         "time_sampler": "logit_normal",
-        "time_mean": 0.5,
+        "time_mean": 1.0,
         "time_std": 1.0,
     }
     config.data = {
         "folder": "data/miniworld-32",
         "tasks": {
-            "depth": {"weight": 1.0, "plan": "clean"},
+            "depth": {"weight": 0.5, "plan": "clean"},
             "segment": {"weight": 1.0, "plan": "clean"},
             "depth_to_image": {"weight": 1.0, "plan": "clean"},
             "edit": {"weight": 1.0, "plan": "clean"},
         },
         "edit_kinds": ("recolor",),
         "min_reference_objects": 2,
+        "num_captions": 1,
         "caption_dropout": 0.0,
         "shift": 1.0,
-        "row": {"tokens": 128, "frames": 9, "segments": 5, "text": 128},
+        "row": {"tokens": 128, "frames": 9, "segments": 5, "text": 72},
         "batch_rows": 16,
         "num_bins": 32,
         "num_shards": 1,

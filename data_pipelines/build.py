@@ -28,6 +28,7 @@ def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
         split=split,
         edit_kinds=config.data.edit_kinds,
         min_reference_objects=config.data.min_reference_objects,
+        num_captions=config.data.num_captions,
     )
 
 

@@ -20,6 +20,7 @@ printed without a traceback; `--debug` brings the traceback back. Any other exce
 the program and keeps its traceback.
 """
 
+import ctypes
 import errno
 import logging
 import sys
@@ -96,7 +97,24 @@ def run(
                 raise
             _exit(message, FAILED)
 
+    keep_freed_memory()
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what a step frees for the next step.
+
+    XLA's CPU backend allocates its buffers anew for every call; glibc would give them back to the
+    system and fault every page in again, which took half of a train step's time on two cores.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # not glibc: nothing to tune
+        return
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**28)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(arena_max, 1)
 
 
 def quiet_libraries() -> None:

@@ -56,6 +56,7 @@ class MiniWorldSource:
         split: str,
         edit_kinds: Sequence[str] = (),
         min_reference_objects: int = 1,
+        num_captions: int | None = None,
     ):
         """Opens a split.
 
@@ -65,10 +66,13 @@ class MiniWorldSource:
           edit_kinds: edits that the `edit` task uses; empty is all.
           min_reference_objects: scenes with fewer objects have no referring expression (with one
             object the expression tells nothing).
+          num_captions: use the first so many captions; the first names every object with its
+            colour, the others may leave some out. None is all.
         """
         self._records = open_records(folder, split)
         self._edit_kinds = frozenset(edit_kinds)
         self._min_reference_objects = min_reference_objects
+        self._num_captions = num_captions
 
     def __len__(self) -> int:
         return len(self._records)
@@ -88,7 +92,7 @@ class MiniWorldSource:
         item: dict[str, Any] = {"record": record}
         if "image" in fields:
             item["image"] = record.rgb[0]
-            item["caption"] = _choose(record.captions[0], rng)
+            item["caption"] = _choose(record.captions[0][: self._num_captions], rng)
         if "depth" in fields:
             item["depth"] = nearness(record.depth[0])
         if "layout" in fields:

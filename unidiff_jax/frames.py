@@ -19,7 +19,7 @@ from unidiff_jax.tasks import Task
 from unidiff_jax.types import AnyArray, Batch
 
 MAX_PATCHES = 1024
-"""Patches a side, and frames an example, stay below this, so that a position packs into 30 bits."""
+"""At most this many patches a side and frames an example, so that a position packs into 30 bits."""
 
 
 # ------------------------------------------------------------------------------------------ codecs
@@ -134,6 +134,11 @@ def make_example(
     for number, (spec, latent) in enumerate(zip(task.frames, latents, strict=True)):
         generated = spec.field in task.generate
         given = plan == "clean" and not generated
+        if max(latent.shape[:2]) > MAX_PATCHES * patch:  # two places would draw the same noise
+            side = max(latent.shape[:2]) // patch
+            raise ValueError(
+                f"a frame has {side} patches a side, at most {MAX_PATCHES} are possible"
+            )
         patches = patchify(latent, patch=patch)
         y, x = np.divmod(
             np.arange(len(patches), dtype=np.int32), np.int32(latent.shape[1] // patch)

@@ -12,9 +12,8 @@ from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.tasks import get_task
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
-from unidiff_jax.train.state import ModelParts, TrainState, abstract_model
+from unidiff_jax.train.state import ModelParts, TrainState, abstract_model, state_shardings
 from unidiff_jax.train.state import create_state as create
-from unidiff_jax.train.state import state_shardings
 from unidiff_jax.types import Batch
 
 PATCH, CHANNELS = 2, 3
@@ -62,7 +61,7 @@ def example(
     return make_example(
         spec,
         latents=[rng.uniform(-1, 1, shape).astype(np.float32) for _ in spec.frames],
-        text_ids=[*rng.integers(2, TEXT.vocab_size, text - 1), 1],
+        text_ids=[*rng.integers(2, TEXT.vocab_size, text - 1).tolist(), 1],
         example_id=number,
         patch=PATCH,
         plan=plan,

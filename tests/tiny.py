@@ -126,10 +126,10 @@ def scaled(params, *, seed: int = 0, scale: float = 0.3):
     """Parameters moved away from their start, where whole branches are switched off by zeros."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    moved = [
-        leaf + scale * leaf.shape[-1] ** -0.5 * rng.standard_normal(leaf.shape).astype(np.float32)
-        for leaf in leaves
-    ]
+    moved = []
+    for leaf in leaves:
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        moved.append(jax.numpy.asarray(leaf + scale * leaf.shape[-1] ** -0.5 * noise, np.float32))
     return jax.tree.unflatten(tree, moved)
 
 

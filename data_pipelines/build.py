@@ -11,6 +11,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.miniworld.items import MiniWorldSource, prompts
 from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
 from data_pipelines.packing import batch_rows, pack
+from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.tasks import TASKS
@@ -69,7 +70,7 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
     if data.batch_rows % data.num_shards:
-        raise ValueError(
+        raise ConfigError(
             f"data.batch_rows={data.batch_rows} must be a multiple of "
             f"data.num_shards={data.num_shards}; for example --set data.num_shards=1"
         )

@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from unidiff_jax.config import ConfigError
+
 AXES = ("data", "fsdp", "seq", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
@@ -20,22 +22,22 @@ def make_mesh(axes: Mapping[str, int], *, devices: Sequence[jax.Device] | None =
     """Makes the mesh; one axis may be -1.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(axes) - set(AXES)
     if unknown:
-        raise ValueError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
+        raise ConfigError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
     shape = [axes.get(axis, 1) for axis in AXES]
     rest = [i for i, size in enumerate(shape) if size == -1]
     if len(rest) > 1:
-        raise ValueError("mesh.axes: only one axis can be -1 (what is left of the devices)")
+        raise ConfigError("mesh.axes: only one axis can be -1 (what is left of the devices)")
     known = int(np.prod([size for size in shape if size != -1]))
     if rest and known > 0 and len(devices) % known == 0:
         shape[rest[0]] = len(devices) // known
     if any(size < 1 for size in shape) or int(np.prod(shape)) != len(devices):
         given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
-        raise ValueError(
+        raise ConfigError(
             f"mesh.axes ({given}) does not multiply to {len(devices)} devices; for example "
             f"--set mesh.axes.data=1 --set mesh.axes.fsdp=-1 --set mesh.axes.seq=1 "
             "--set mesh.axes.tensor=1"

@@ -32,6 +32,28 @@ def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
     )
 
 
+def check_data(config: ConfigDict) -> None:
+    """Opens the records and checks that tasks and sizes fit them.
+
+    Raises:
+      ConfigError: an unknown task, or sizes that do not divide or are not the records'.
+      RecordsError: records are missing or damaged.
+    """
+    parse_mixture(config.data.tasks)
+    size, unit = config.image_size, config.autoencoder.downscale * config.patch
+    if size % unit:
+        raise ConfigError(
+            f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
+        )
+    for split in ("train", "validation"):
+        height = make_source(config, split=split)[0].rgb.shape[1]
+        if height != size:
+            raise ConfigError(
+                f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
+                f"a side; for example --set image_size={height}"
+            )
+
+
 def make_tokenizer(config: ConfigDict, folder: str | pathlib.Path) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call trains it on the training captions."""
     folder = pathlib.Path(folder)

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from data_pipelines.miniworld.manifest import RecordsError
 from unidiff_jax.config import ConfigError, load_config
 
 # Flags defined by the functions below count as the main's own, so that its --help lists them.
@@ -100,7 +101,7 @@ def run(
 
 def describe(error: Exception) -> str | None:
     """One line for an error that the caller can mend (a ConfigError: one a fault), else None."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | RecordsError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full{_at(error)}: free some space or write to another folder"

@@ -179,7 +179,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 )
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
-        checkpoints.close()
-        writer.close()
         bar.close()
+        writer.close()
+        checkpoints.close()
     return state

@@ -4,7 +4,7 @@ Parameters carry logical names (`models.layers`); the config's rules map them to
 compiler derives the rest (jax.jit in Auto mode); `constrain` pins activations at block boundaries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import Config, ConfigError
 
 AXES = ("data", "fsdp", "seq", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(axes: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh; one axis may be -1.
 
     Raises:
@@ -56,7 +56,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def logical_spec(
-    axes: Sequence[str | None], shape: Sequence[int], *, rules: Mapping[str, Any], mesh: Mesh
+    axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
 ) -> PartitionSpec:
     """Partition of one array: each logical axis takes its mesh axis if it divides and is still free."""
     used: set[str] = set()
@@ -84,7 +84,7 @@ def parameter_axes(model: nnx.Module) -> dict[str, Any]:
     return nnx.to_pure_dict(named)
 
 
-def parameter_shardings(params: Any, axes: Any, *, rules: Mapping[str, Any], mesh: Mesh) -> Any:
+def parameter_shardings(params: Any, axes: Any, *, rules: Config, mesh: Mesh) -> Any:
     """`NamedSharding` of every parameter; `params` holds arrays or their shapes."""
 
     def sharding(leaf, names):

@@ -7,6 +7,8 @@ feed-forward width). One axis may be -1: what is left of the devices.
 
 from ml_collections import ConfigDict
 
+from unidiff_jax.config import ConfigError
+
 PRESETS = {
     # one device, or all devices as one FSDP group: the default
     "fsdp": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 1},
@@ -32,5 +34,5 @@ RULES = {
 def get_mesh(preset: str = "fsdp") -> ConfigDict:
     """The mesh section of a config."""
     if preset not in PRESETS:
-        raise KeyError(f"unknown mesh preset {preset!r}; presets are: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown mesh preset {preset!r}; presets are: {', '.join(PRESETS)}")
     return ConfigDict({"axes": PRESETS[preset], "rules": RULES})

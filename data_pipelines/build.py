@@ -11,6 +11,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.miniworld.items import MiniWorldSource, prompts
 from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
 from data_pipelines.packing import batch_rows, pack
+from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.tasks import TASKS
@@ -30,6 +31,42 @@ def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
         min_reference_objects=config.data.min_reference_objects,
         num_captions=config.data.num_captions,
     )
+
+
+def check_data(config: ConfigDict) -> None:
+    """Opens the records and checks that tasks and sizes fit them.
+
+    Raises:
+      ConfigError: an unknown task, or sizes that do not divide, fit a row or match the records.
+      RecordsError: records are missing or damaged.
+    """
+    _check_shards(config)
+    size, unit = config.image_size, config.autoencoder.downscale * config.patch
+    if size % unit:
+        raise ConfigError(
+            f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
+        )
+    for mix in parse_mixture(config.data.tasks):
+        num_frames = len(mix.task.frames)
+        needs = {
+            "tokens": num_frames * (size // unit) ** 2,
+            "frames": num_frames + 1,  # the table's row 0 is padding
+            "segments": 2,
+            "text": config.max_text,
+        }
+        for key, need in needs.items():
+            if config.data.row[key] < need:
+                raise ConfigError(
+                    f"data.row.{key}={config.data.row[key]} holds no example of task "
+                    f"{mix.task.name!r}; at least --set data.row.{key}={need}"
+                )
+    for split in ("train", "validation"):
+        height = make_source(config, split=split)[0].rgb.shape[1]
+        if height != size:
+            raise ConfigError(
+                f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
+                f"a side; for example --set image_size={height}"
+            )
 
 
 def make_tokenizer(config: ConfigDict, folder: str | pathlib.Path) -> Tokenizer:
@@ -69,11 +106,7 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
     source = make_source(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
-    if data.batch_rows % data.num_shards:
-        raise ValueError(
-            f"data.batch_rows={data.batch_rows} must be a multiple of "
-            f"data.num_shards={data.num_shards}; for example --set data.num_shards=1"
-        )
+    _check_shards(config)
 
     def stream(shard: int) -> grain.IterDataset:
         examples = mix_examples(
@@ -92,6 +125,15 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
         process_count=jax.process_count(),
         prefetch=data.prefetch,
     )
+
+
+def _check_shards(config: ConfigDict) -> None:
+    rows, shards = config.data.batch_rows, config.data.num_shards
+    if rows % shards:
+        raise ConfigError(
+            f"data.batch_rows={rows} must be a multiple of data.num_shards={shards}; for example "
+            "--set data.num_shards=1"
+        )
 
 
 def heldout_batches(config: ConfigDict, tokenizer: Tokenizer, *, num_items: int) -> list[Batch]:

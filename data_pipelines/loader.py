@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding
 from unidiff_jax.types import Batch
 
@@ -51,10 +52,10 @@ class Loader(Iterator[Batch]):
           prefetch: batches that a thread of each shard prepares ahead; 0 for none.
 
         Raises:
-          ValueError: the processes do not divide the shards.
+          ConfigError: the processes do not divide the shards.
         """
         if num_shards % process_count:
-            raise ValueError(
+            raise ConfigError(
                 f"data.num_shards={num_shards} must be a multiple of the {process_count} processes; "
                 f"for example --set data.num_shards={process_count * max(1, num_shards // process_count)}"
             )
@@ -82,11 +83,11 @@ class Loader(Iterator[Batch]):
         """Restores; `state` may hold more shards than this process owns.
 
         Raises:
-          ValueError: a shard of this process is missing: the data had another `num_shards`.
+          ConfigError: a shard of this process is missing: the data had another `num_shards`.
         """
         for shard, iterator in self._iterators.items():
             if str(shard) not in state:
-                raise ValueError(
+                raise ConfigError(
                     f"the checkpoint holds data shards {sorted(state)}, not {shard}: "
                     f"set data.num_shards={len(state)} as in the first run"
                 )

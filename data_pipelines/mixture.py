@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from unidiff_jax.frames import CODECS, Example, make_example
+from unidiff_jax.config import ConfigError
+from unidiff_jax.frames import CODECS, PLANS, Example, make_example
 from unidiff_jax.models.autoencoder import SpaceToDepth
-from unidiff_jax.tasks import Task, get_task
+from unidiff_jax.tasks import TASKS, Task
 from unidiff_jax.text import Tokenizer
 
 Item = Mapping[str, Any]
@@ -128,13 +129,21 @@ def parse_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> list[TaskMix]:
     """The config's `data.tasks`: {name: {"weight": float, "plan": str}}.
 
     Raises:
-      KeyError: unknown task.
-      ValueError: no task with a positive weight.
+      ConfigError: an unknown task or noise plan, or no task with a positive weight.
     """
-    mixes = [TaskMix(task=get_task(name), **settings) for name, settings in tasks.items()]
+    mixes = []
+    for name, settings in tasks.items():
+        if name not in TASKS:
+            raise ConfigError(f"data.tasks.{name} is no task; tasks are: {', '.join(TASKS)}")
+        mix = TaskMix(task=TASKS[name], **settings)
+        if mix.plan not in PLANS:
+            raise ConfigError(
+                f"data.tasks.{name}.plan={mix.plan!r} is unknown; one of {', '.join(PLANS)}"
+            )
+        mixes.append(mix)
     mixes = [mix for mix in mixes if mix.weight > 0]
     if not mixes:
-        raise ValueError("data.tasks names no task with a positive weight")
+        raise ConfigError("data.tasks names no task with a positive weight")
     return mixes
 
 

@@ -4,6 +4,7 @@ import grain
 import grain.experimental
 import numpy as np
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import Example, RowSize, finalize_row, stack_rows
 from unidiff_jax.types import Batch
 
@@ -21,7 +22,7 @@ def pack(examples: grain.IterDataset[Example], *, size: RowSize, num_bins: int) 
     def check(example: Example) -> Example:
         for key, value in example.items():
             if len(value) > lengths[key]:
-                raise ValueError(
+                raise ConfigError(
                     f"an example needs {len(value)} {key} and a row holds {lengths[key]}: raise "
                     f"data.row (now tokens={size.tokens}, frames={size.frames}, "
                     f"segments={size.segments}, text={size.text})"

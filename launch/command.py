@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from data_pipelines.miniworld.manifest import RecordsError
 from unidiff_jax.config import ConfigError, load_config
 
 # Flags defined by the functions below count as the main's own, so that its --help lists them.

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.types import Batch, Noised, take_rows
 
 PREDICTIONS = ("v", "x", "eps")
@@ -57,9 +58,9 @@ class FlowConfig:
             ("time_sampler", self.time_sampler, SAMPLERS),
         ):
             if value not in choices:
-                raise ValueError(f"flow.{key}={value!r} is unknown; one of {', '.join(choices)}")
+                raise ConfigError(f"flow.{key}={value!r} is unknown; one of {', '.join(choices)}")
         if not 0 < self.min_sigma < 1:
-            raise ValueError(f"flow.min_sigma={self.min_sigma} must lie in (0, 1), say 0.05")
+            raise ConfigError(f"flow.min_sigma={self.min_sigma} must lie in (0, 1), say 0.05")
 
 
 def shift_sigma(sigma: Float[Array, "..."], shift: Float[Array, "..."] | float):

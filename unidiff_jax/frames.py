@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float
 
 from unidiff_jax.tasks import Task
-from unidiff_jax.types import Batch
+from unidiff_jax.types import AnyArray, Batch
 
 MAX_PATCHES = 1024
-"""Patches a side, and frames an example, stay below this, so that a position packs into 30 bits."""
+"""At most this many patches a side and frames an example, so that a position packs into 30 bits."""
 
 
 # ------------------------------------------------------------------------------------------ codecs
@@ -63,7 +63,7 @@ CODECS: dict[str, Codec] = {
 # ----------------------------------------------------------------------------------------- patches
 
 
-def patchify(latents: Float[np.ndarray, "h w c"], *, patch: int) -> Float[np.ndarray, "t p"]:
+def patchify(latents: Float[AnyArray, "h w c"], *, patch: int) -> Float[AnyArray, "t p"]:
     """Cuts latents into patches, row by row. Works on numpy and JAX arrays."""
     height, width, channels = latents.shape
     if height % patch or width % patch:
@@ -73,8 +73,8 @@ def patchify(latents: Float[np.ndarray, "h w c"], *, patch: int) -> Float[np.nda
 
 
 def unpatchify(
-    tokens: Float[np.ndarray, "t p"], *, patch: int, grid: tuple[int, int]
-) -> Float[np.ndarray, "h w c"]:
+    tokens: Float[AnyArray, "t p"], *, patch: int, grid: tuple[int, int]
+) -> Float[AnyArray, "h w c"]:
     """Inverse of `patchify`; `grid` is (rows, columns) in patches."""
     rows, columns = grid
     x = tokens.reshape(rows, columns, patch, patch, -1).swapaxes(1, 2)
@@ -134,6 +134,11 @@ def make_example(
     for number, (spec, latent) in enumerate(zip(task.frames, latents, strict=True)):
         generated = spec.field in task.generate
         given = plan == "clean" and not generated
+        if max(latent.shape[:2]) > MAX_PATCHES * patch:  # two places would draw the same noise
+            side = max(latent.shape[:2]) // patch
+            raise ValueError(
+                f"a frame has {side} patches a side, at most {MAX_PATCHES} are possible"
+            )
         patches = patchify(latent, patch=patch)
         y, x = np.divmod(
             np.arange(len(patches), dtype=np.int32), np.int32(latent.shape[1] // patch)
@@ -188,7 +193,9 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
     text_segment = packed["text_ids_segment_ids"]
     segments = len(packed["segment_table"])
     # first frame of each example in the packed table; padding (0) is told apart below
-    first = np.searchsorted(np.where(frame_segment, frame_segment, segments + 1), np.arange(segments + 2))
+    first = np.searchsorted(
+        np.where(frame_segment, frame_segment, segments + 1), np.arange(segments + 2)
+    )
     frame = packed["token_index"][:, 0] + first[token_segment] + 1
     table = packed["frame_table"].T
     columns = {k: _pad_front(table[i]) for i, k in enumerate(FRAME_COLUMNS)}
@@ -202,9 +209,9 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         position=packed["token_index"][:, 1:].astype(np.int32),
         loss_mask=packed["loss_mask"],
         segment=_pad_front(frame_segment.astype(np.int32)),
-        shift=np.where(_pad_front(frame_segment) > 0, _pad_front(packed["frame_shift"]), 1.0).astype(
-            np.float32
-        ),
+        shift=np.where(
+            _pad_front(frame_segment) > 0, _pad_front(packed["frame_shift"]), 1.0
+        ).astype(np.float32),
         example_id=_pad_front(packed["segment_table"][:, 0]),
         task=_pad_front(packed["segment_table"][:, 1]),
         text_ids=packed["text_ids"],

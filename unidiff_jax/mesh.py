@@ -4,7 +4,7 @@ Parameters carry logical names (`models.layers`); the config's rules map them to
 compiler derives the rest (jax.jit in Auto mode); `constrain` pins activations at block boundaries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,30 +12,32 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from unidiff_jax.config import Config, ConfigError
+
 AXES = ("data", "fsdp", "seq", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(axes: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh; one axis may be -1.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(axes) - set(AXES)
     if unknown:
-        raise ValueError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
+        raise ConfigError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
     shape = [axes.get(axis, 1) for axis in AXES]
     rest = [i for i, size in enumerate(shape) if size == -1]
     if len(rest) > 1:
-        raise ValueError("mesh.axes: only one axis can be -1 (what is left of the devices)")
+        raise ConfigError("mesh.axes: only one axis can be -1 (what is left of the devices)")
     known = int(np.prod([size for size in shape if size != -1]))
     if rest and known > 0 and len(devices) % known == 0:
         shape[rest[0]] = len(devices) // known
     if any(size < 1 for size in shape) or int(np.prod(shape)) != len(devices):
         given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
-        raise ValueError(
+        raise ConfigError(
             f"mesh.axes ({given}) does not multiply to {len(devices)} devices; for example "
             f"--set mesh.axes.data=1 --set mesh.axes.fsdp=-1 --set mesh.axes.seq=1 "
             "--set mesh.axes.tensor=1"
@@ -54,7 +56,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def logical_spec(
-    axes: Sequence[str | None], shape: Sequence[int], *, rules: Mapping[str, Any], mesh: Mesh
+    axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
 ) -> PartitionSpec:
     """Partition of one array: each logical axis takes its mesh axis if it divides and is still free."""
     used: set[str] = set()
@@ -82,7 +84,7 @@ def parameter_axes(model: nnx.Module) -> dict[str, Any]:
     return nnx.to_pure_dict(named)
 
 
-def parameter_shardings(params: Any, axes: Any, *, rules: Mapping[str, Any], mesh: Mesh) -> Any:
+def parameter_shardings(params: Any, axes: Any, *, rules: Config, mesh: Mesh) -> Any:
     """`NamedSharding` of every parameter; `params` holds arrays or their shapes."""
 
     def sharding(leaf, names):

@@ -21,7 +21,11 @@ import enum
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = Array | np.ndarray
+"""For host and device code alike."""
 
 Params = dict[str, Any]
 """Nested dict of arrays, the trainable state of a model."""

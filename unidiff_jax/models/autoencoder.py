@@ -6,7 +6,9 @@ the one without weights: it moves pixels into channels, loses nothing and runs o
 
 import dataclasses
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from unidiff_jax.types import AnyArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class SpaceToDepth:
     def latent_channels(self) -> int:
         return 3 * self.downscale**2
 
-    def encode(self, rgb: Float[Array, "... h w 3"]) -> Float[Array, "... h/d w/d c"]:
+    def encode(self, rgb: Float[AnyArray, "... h w 3"]) -> Float[AnyArray, "... rows columns c"]:
         """Raises ValueError where the size does not divide by `downscale`."""
         *lead, height, width, _ = rgb.shape
         d = self.downscale
@@ -28,7 +30,9 @@ class SpaceToDepth:
         x = rgb.reshape(*lead, height // d, d, width // d, d, 3).swapaxes(-4, -3)
         return x.reshape(*lead, height // d, width // d, d * d * 3)
 
-    def decode(self, latents: Float[Array, "... h w c"]) -> Float[Array, "... h*d w*d 3"]:
+    def decode(
+        self, latents: Float[AnyArray, "... rows columns c"]
+    ) -> Float[AnyArray, "... h w 3"]:
         *lead, height, width, _ = latents.shape
         d = self.downscale
         x = latents.reshape(*lead, height, width, d, d, 3).swapaxes(-4, -3)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.models.layers import (
     REMAT_POLICIES,
     LayerNorm,
@@ -78,18 +79,20 @@ class DiTConfig:
     def __post_init__(self):
         if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 6:
             heads = [h for h in range(1, 65) if self.hidden_dim % (6 * h) == 0]
-            raise ValueError(
+            raise ConfigError(
                 f"model.num_heads={self.num_heads} must cut model.hidden_dim={self.hidden_dim} into "
                 f"heads divisible by 6; for example {heads or 'another hidden_dim'}"
             )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"model.num_kv_heads={self.num_kv_heads} must divide model.num_heads={self.num_heads}"
             )
         if self.fusion not in FUSIONS:
-            raise ValueError(f"model.fusion={self.fusion!r} is unknown; one of {', '.join(FUSIONS)}")
+            raise ConfigError(
+                f"model.fusion={self.fusion!r} is unknown; one of {', '.join(FUSIONS)}"
+            )
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(
+            raise ConfigError(
                 f"model.remat={self.remat!r} is unknown; one of {', '.join(REMAT_POLICIES)}"
             )
 
@@ -226,7 +229,7 @@ class Attention(nnx.Module):
         x: Float[Array, "b t d"],
         text: Float[Array, "b s e"],
         *,
-        angles: Float[Array, "b t k/2"],
+        angles: Float[Array, "b t pairs"],
         segment: Int[Array, "b t"],
         text_segment: Int[Array, "b s"],
     ) -> Float[Array, "b t d"]:
@@ -239,9 +242,7 @@ class Attention(nnx.Module):
             y.reshape(*y.shape[:2], -1, c.head_dim) for y in (q, k, v, text_k, text_v)
         )
         q, k = rotate(q, angles), rotate(k, angles)
-        y = attention(
-            q, k, v, q_segment=segment, kv_segment=segment, softcap=c.softcap or None
-        )
+        y = attention(q, k, v, q_segment=segment, kv_segment=segment, softcap=c.softcap or None)
         # Query head j reads text head j modulo num_kv_heads (tiled), unlike the grouped image heads:
         # the released weights were trained with this order.
         tiles = c.num_heads // c.num_kv_heads

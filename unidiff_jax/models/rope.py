@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 def rotation_angles(
     position: Int[Array, "b t 3"], *, head_dim: int, theta: float = 10000.0
-) -> Float[Array, "b t k/2"]:
+) -> Float[Array, "b t pairs"]:
     """Rotation angle of each pair, in radians.
 
     Raises:
@@ -24,7 +24,9 @@ def rotation_angles(
     return angles.reshape(*position.shape[:-1], head_dim // 2)
 
 
-def rotate(x: Float[Array, "b t h k"], angles: Float[Array, "b t k/2"]) -> Float[Array, "b t h k"]:
+def rotate(
+    x: Float[Array, "b t h k"], angles: Float[Array, "b t pairs"]
+) -> Float[Array, "b t h k"]:
     """Rotates adjacent pairs of every head, in float32."""
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)

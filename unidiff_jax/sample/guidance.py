@@ -14,8 +14,11 @@ def drop_text(batch: Batch) -> Batch:
     segments = jnp.arange(1, batch.task.shape[1])
     used = batch.task[:, 1:] > 0
     missing = batch.text_segment.shape[1] - len(segments)
+    if batch.text_ids is None:
+        raise ValueError("guidance needs text_ids: text_states that were computed before cannot be dropped")
     if missing < 0:
-        raise ValueError(f"rows hold {len(segments)} examples and only {-missing} fewer text tokens")
+        width = batch.text_segment.shape[1]
+        raise ValueError(f"rows hold {len(segments)} examples and only {width} text tokens")
 
     def pad(values):
         return jnp.pad(jnp.where(used, values, 0), ((0, 0), (0, missing))).astype(jnp.int32)

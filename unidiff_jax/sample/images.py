@@ -48,9 +48,14 @@ def _open(source: Any) -> Image.Image:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
             raise InputError(f"a picture array is uint8 (h, w, 3), got {source.dtype} {source.shape}")
+        _check_size(source.shape[1], source.shape[0], "the picture")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        _check_size(*source.size, "the picture")
+        try:
+            return _to_rgb(source)
+        except (OSError, SyntaxError) as error:  # PIL reads a file's pixels only now
+            raise InputError(f"the picture is damaged: {error}") from None
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"a picture is a path, a PIL image or an array, got {type(source).__name__}")
     path = pathlib.Path(source)
@@ -58,12 +63,7 @@ def _open(source: Any) -> Image.Image:
         raise InputError(f"no such picture: {path}")
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            width, height = picture.size
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise InputError(
-                    f"{path} is {width}x{height} pixels; at most {MAX_SIDE} a side and "
-                    f"{MAX_PIXELS} in all: make it smaller first"
-                )
+            _check_size(*picture.size, str(path))
             return _to_rgb(picture)
     except UnidentifiedImageError:
         raise InputError(f"{path} is no PNG, JPEG or WebP picture") from None
@@ -73,9 +73,20 @@ def _open(source: Any) -> Image.Image:
         raise InputError(f"{path} is damaged: {error}") from None
 
 
+def _check_size(width: int, height: int, name: str) -> None:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; at most {MAX_SIDE} a side and "
+            f"{MAX_PIXELS} in all: make it smaller first"
+        )
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Applies the EXIF rotation and lays transparency on white."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits: PIL would cut at 255
+        values = np.asarray(picture, np.float32) / 257.0
+        picture = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -5,8 +5,12 @@ sampling reads the average alone, and the loader's state and the clock as JSON b
 writes under a temporary name and renames, so that a killed save leaves the older checkpoints as they are.
 """
 
+import contextlib
 import dataclasses
+import errno
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +39,7 @@ class Checkpoints:
           keep: newest checkpoints to keep.
         """
         path = pathlib.Path(folder).absolute()
+        self._folder = str(path)
         self._checkpointer = ocp.training.Checkpointer(
             path,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -49,13 +54,19 @@ class Checkpoints:
     def save(
         self, state: TrainState, *, step: int, loader: dict[str, Any], clock: dict[str, float]
     ) -> None:
-        """Starts a save and returns; the state may be donated afterwards."""
-        self._checkpointer.save_checkpointables_async(
-            step,
-            _to_items(state),
-            custom_metadata={"loader": loader, "clock": clock},
-            force=True,
-        )
+        """Starts a save and returns; the state may be donated afterwards.
+
+        Raises:
+          OSError: with ENOSPC when this save or the last one found the disk full; `wait` and
+            `close` raise it for the save that still runs. Older checkpoints stay.
+        """
+        with self._full_disk_told():
+            self._checkpointer.save_checkpointables_async(
+                step,
+                _to_items(state),
+                custom_metadata={"loader": loader, "clock": clock},
+                force=True,
+            )
 
     def restore(self, shapes: TrainState, *, step: int) -> Restored:
         """Loads a step; `shapes` are `jax.ShapeDtypeStruct`s with the shardings to load onto."""
@@ -70,11 +81,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when running saves are on disk."""
-        self._checkpointer.wait()
+        with self._full_disk_told():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and releases the folder."""
-        self._checkpointer.close()
+        with self._full_disk_told():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        """Tensorstore reports a full disk as a ValueError with the system's words inside."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if "No space left on device" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._folder) from error
+            raise
 
 
 def abstract_state(state: TrainState) -> TrainState:

@@ -7,12 +7,14 @@ import time
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import heldout_batches, make_loader, make_tokenizer
+from data_pipelines.build import check_data, heldout_batches, make_loader, make_tokenizer
 from data_pipelines.loader import gather_state, to_devices
 from unidiff_jax import flow
+from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
@@ -27,6 +29,22 @@ from unidiff_jax.train.state import (
 )
 from unidiff_jax.train.step import loss_table, make_train_step
 from unidiff_jax.train.workdir import claim_workdir, model_configs
+
+
+def check_rows(config: ConfigDict, mesh: Mesh) -> None:
+    """Every device needs the same number of rows in every microbatch.
+
+    Raises:
+      ConfigError: `data.batch_rows` does not divide so.
+    """
+    rows, passes = config.data.batch_rows, config.train.num_microbatches
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * passes):
+        raise ConfigError(
+            f"data.batch_rows={rows} must be a multiple of {parts * passes}: {parts} devices along "
+            f"data and fsdp times train.num_microbatches={passes}; for example "
+            f"--set data.batch_rows={-(-rows // (parts * passes)) * parts * passes}"
+        )
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
@@ -45,14 +63,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     workdir = pathlib.Path(workdir)
     num_steps = config.train.num_steps
 
-    # ------------------------------------------------------------------------------------ workdir
-    claim_workdir(config, workdir)
+    # ------------------------------------------------------------------------------------- config
+    # before the workdir is claimed, so that a run that cannot start leaves it free
     flow_config = flow.FlowConfig(**config.flow)
     optim_config = OptimConfig(**config.optim)
+    dit_config, text_config = model_configs(config)
+    check_data(config)
 
     # --------------------------------------------------------------------------------------- mesh
     mesh = make_mesh(config.mesh.axes)
     rows = batch_sharding(mesh)
+    check_rows(config, mesh)
+
+    # ------------------------------------------------------------------------------------ workdir
+    claim_workdir(config, workdir)
 
     # -------------------------------------------------------------------------------------- input
     tokenizer = make_tokenizer(config, workdir / "tokenizer")
@@ -63,7 +87,6 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     ]
 
     # ----------------------------------------------------------------------------- model and step
-    dit_config, text_config = model_configs(config)
     model = abstract_model(dit_config, text_config)
     optimizer = make_optimizer(optim_config, num_steps=num_steps, axes=model.axes)
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
@@ -156,7 +179,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
                 )
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
-        checkpoints.close()
-        writer.close()
         bar.close()
+        writer.close()
+        checkpoints.close()
     return state

@@ -54,9 +54,10 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def summarize(table: LossTable, *, prefix: str) -> dict[str, float]:
-    """Total loss, loss by task and loss by noise-level bin; what has no weight is left out."""
+    """Total loss (NaN without weight), loss by task and by noise-level bin where there is any."""
     error, weight = np.asarray(table.error), np.asarray(table.weight)
-    values = {f"{prefix}/loss": error.sum() / max(weight.sum(), 1e-8)}
+    total = weight.sum()
+    values = {f"{prefix}/loss": error.sum() / total if total > 0 else np.nan}
     for task in TASKS.values():
         if weight[task.id].sum() > 0:
             values[f"{prefix}/loss/{task.name}"] = error[task.id].sum() / weight[task.id].sum()

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from unidiff_jax.config import ConfigError
+
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -37,7 +39,7 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(
+            raise ConfigError(
                 f"optim.schedule={self.schedule!r} is unknown; one of {', '.join(SCHEDULES)}"
             )
 

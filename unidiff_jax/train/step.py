@@ -145,6 +145,8 @@ def make_train_step(
             ema=keep(ema, state.ema),
             key=state.key,
         )
+        # a skipped batch leaves no trace in the sums that the log is made of
+        table = keep(table, jax.tree.map(jnp.zeros_like, table))
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,

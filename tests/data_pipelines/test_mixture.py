@@ -1,0 +1,231 @@
+"""The mixture: weights, epochs, choices that are a function of seed and place, and items."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from data_pipelines.miniworld import items
+from data_pipelines.miniworld.items import MiniWorldSource, nearness, to_depth
+from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
+from unidiff_jax.config import ConfigError
+from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.tasks import TASKS, get_task
+from unidiff_jax.text import END
+
+
+class Numbers:
+    """A source whose record i is a picture of value i."""
+
+    def __init__(self, count, *, without=()):
+        self._count, self._without = count, without
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return index
+
+    def item(self, record, task, rng):
+        if (record, task.name) in self._without:
+            return None
+        picture = np.full((4, 4, 3), record, np.uint8)
+        return {"image": picture, "depth": np.full((4, 4), rng.random()), "caption": "a red cube"}
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer):
+    def make(**settings):
+        defaults = {"autoencoder": SpaceToDepth(), "patch": 1, "max_text": 40}
+        return ExampleMaker(tokenizer=tokenizer, **(defaults | settings))
+
+    return make
+
+
+def stream(maker, *, count=10, seed=0, shard=0, num_shards=1, tasks=None, without=()):
+    mixes = parse_mixture(tasks or {"text_to_image": {"weight": 1.0}})
+    source = Numbers(count, without=without)
+    return mix_examples(source, mixes, maker, seed=seed, shard=shard, num_shards=num_shards)
+
+
+def record_of(example):
+    return int(np.round((example["tokens"][0, 0] + 1) * 127.5))
+
+
+def take(dataset, count):
+    return [dataset[i] for i in range(count)]
+
+
+def test_weights(make):
+    tasks = {"text_to_image": {"weight": 3.0}, "depth": {"weight": 1.0}, "edit": {"weight": 0}}
+    examples = take(stream(make(), tasks=tasks), 400)
+    counts = collections.Counter(int(e["segment_table"][0, 1]) for e in examples)
+    assert counts == {TASKS["text_to_image"].id: 300, TASKS["depth"].id: 100}
+
+
+def test_an_epoch_shows_every_record_once_and_the_next_in_another_order(make):
+    examples = take(stream(make()), 30)
+    epochs = [[record_of(e) for e in examples[i : i + 10]] for i in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    # an example of the second epoch is another example, with noise of its own
+    ids = [int(e["segment_table"][0, 0]) for e in examples]
+    assert len(set(ids)) == 30 and min(ids) >= 1
+
+
+def test_the_stream_is_a_function_of_seed_and_place(make):
+    tasks = {"depth": {"weight": 1.0}}
+    first = take(stream(make(), tasks=tasks), 20)
+    again = stream(make(), tasks=tasks)
+    for place in (19, 3, 0):  # in any order
+        for key, value in first[place].items():
+            np.testing.assert_array_equal(again[place][key], value)
+    other = take(stream(make(), tasks=tasks, seed=1), 20)
+    assert [record_of(e) for e in first] != [record_of(e) for e in other]
+    depths = {float(e["tokens"][-1, 0]) for e in first}
+    assert len(depths) == 20  # random choices of an item differ between places and epochs
+
+
+def test_shards_share_the_records_out(make):
+    shards = [take(stream(make(), shard=s, num_shards=3), 10) for s in range(3)]
+    epochs = [{record_of(e) for e in s[: len(range(i, 10, 3))]} for i, s in enumerate(shards)]
+    assert epochs == [{0, 3, 6, 9}, {1, 4, 7}, {2, 5, 8}]
+    ids = [int(e["segment_table"][0, 0]) for s in shards for e in s]
+    assert len(set(ids)) == len(ids)
+
+
+def test_records_without_an_item_are_left_out(make):
+    examples = take(stream(make(), without={(4, "text_to_image")}), 10)
+    assert sum(e is None for e in examples) == 1
+    assert 4 not in {record_of(e) for e in examples if e is not None}
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.0, 0, 0), (0.3, 0.25, 0.35), (1.0, 1, 1)])
+def test_caption_dropout(make, rate, low, high):
+    examples = take(stream(make(caption_dropout=rate)), 1000)
+    dropped = np.mean([list(e["text_ids"]) == [END] for e in examples])
+    assert low <= dropped <= high
+
+
+def test_prompts(make):
+    maker = make()
+    task = get_task("depth_to_image")
+    item = Numbers(1).item(0, task, np.random.default_rng(0))
+    ids = maker.example(task, item, example_id=1)["text_ids"]
+    assert list(ids) == maker.tokenizer.encode("[[depth2image]] a red cube") and ids[-1] == END
+    other = maker.example(task, item, example_id=1, prompt="a blue cube")["text_ids"]
+    assert list(other) == maker.tokenizer.encode("a blue cube")
+    with pytest.raises(ValueError, match=r"the prompt has \d+ tokens and the model reads 3"):
+        make(max_text=3).example(task, item, example_id=1)
+
+
+def test_ids_are_positive_and_apart():
+    ids = {stable_id(task, index) for task in TASKS.values() for index in range(1000)}
+    assert len(ids) == 1000 * len(TASKS)
+    assert 1 <= stable_id(TASKS["depth"], 10**12) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"dept": {"weight": 1.0}}, r"data.tasks.dept is no task; tasks are: text_to_image, depth"),
+        ({"depth": {"weight": 0.0}}, r"data.tasks names no task with a positive weight"),
+        ({"depth": {"weight": 1, "plan": "no"}}, r"data.tasks.depth.plan='no' is unknown; one of"),
+    ],
+)
+def test_mixtures_that_cannot_be(tasks, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_mixture(tasks)
+
+
+# ------------------------------------------------------------------------------------------- items
+
+
+@pytest.fixture(scope="module")
+def source(miniworld):
+    return MiniWorldSource(
+        miniworld, split="train", edit_kinds=("recolor",), min_reference_objects=2
+    )
+
+
+def found(source, task):
+    """(record, item) of every record that has one, with two draws each."""
+    for index in range(len(source)):
+        record = source[index]
+        for draw in range(2):
+            item = source.item(record, get_task(task), np.random.default_rng([index, draw]))
+            if item is not None:
+                yield record, item
+
+
+def test_a_mask_is_the_object_that_the_expression_means(source):
+    pairs = list(found(source, "segment"))
+    assert 20 < len(pairs) < 80
+    for record, item in pairs:
+        assert len(record.scenes[0]["objects"]) >= 2
+        match = {"expression": item["expression"], "object": item["object"], "image": 0}
+        assert match in record.references
+        np.testing.assert_array_equal(item["mask"], record.instance[0] == item["object"])
+        assert item["mask"].any()
+        np.testing.assert_array_equal(item["image"], record.rgb[0])
+
+
+def test_an_edit_turns_the_source_into_the_edited_picture(source):
+    pairs = list(found(source, "edit"))
+    assert pairs
+    for record, item in pairs:
+        edit = item["edit"]
+        assert edit in record.edits and edit["kind"] == "recolor"
+        assert item["instruction"] == edit["instruction"]
+        np.testing.assert_array_equal(item["source"], record.rgb[edit["before"]])
+        np.testing.assert_array_equal(item["edited"], record.rgb[edit["after"]])
+        changed = (item["source"] != item["edited"]).any(-1)
+        own = record.instance[0] == edit["object"]
+        assert changed[own].mean() > 0.5 > changed[~own].mean()
+
+
+def test_depth_is_near_bright_and_reads_back(source):
+    for record, item in found(source, "depth"):
+        depth = record.depth[0].astype(np.float32)
+        assert depth.min() >= items.NEAR and depth.max() <= items.FAR
+        np.testing.assert_allclose(to_depth(item["depth"]), depth, rtol=1e-3)
+        nearest = np.unravel_index(depth.argmin(), depth.shape)
+        assert item["depth"][nearest] == item["depth"].max()
+    z = np.linspace(items.NEAR, items.FAR, 50)
+    np.testing.assert_allclose(to_depth(nearness(z)), z, rtol=1e-4)
+    np.testing.assert_allclose(nearness(np.asarray([items.NEAR, items.FAR])), [1, 0], atol=1e-6)
+
+
+def test_frames_of_a_clip_are_in_order(source):
+    for record, item in found(source, "next_frame"):
+        images = record.clip["images"]
+        np.testing.assert_array_equal(item["earlier"], record.rgb[images[0]])
+        np.testing.assert_array_equal(item["later"], record.rgb[images[-1]])
+        assert item["change"] == record.clip["description"]
+
+
+def test_a_hole_hides_one_object_and_nothing_else(source):
+    for record, item in found(source, "inpaint"):
+        hole = item["hole"]
+        assert (item["holed"][hole] == items.HOLE_GREY).all()
+        np.testing.assert_array_equal(item["holed"][~hole], record.rgb[0][~hole])
+        hidden = [
+            b for b in record.scenes[0]["objects"] if hole[record.instance[0] == b["id"]].all()
+        ]
+        assert hidden
+
+
+def test_a_layout_boxes_every_visible_object(source):
+    for record, item in found(source, "layout_to_image"):
+        visible = np.isin(record.instance[0], [b["id"] for b in record.scenes[0]["objects"]])
+        assert (item["layout"][visible] > 0).any(-1).all()
+        assert item["caption"] in record.captions[0]
+
+
+def test_every_task_makes_an_example(source, make):
+    maker = make(patch=4)
+    for task in TASKS.values():
+        _, item = next(found(source, task.name))
+        example = maker.example(task, item, example_id=1)
+        assert len(example["tokens"]) == 16 * len(task.frames)
+        assert np.abs(example["tokens"]).max() <= 1

@@ -1,0 +1,97 @@
+"""The text encoder: distance buckets, and that packing changes nothing."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from unidiff_jax.models.t5 import T5Encoder, relative_bucket
+
+CONFIG = dataclasses.replace(
+    tiny.TEXT, num_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=16
+)
+
+
+def bucket_of(distance, num_buckets, max_distance):
+    """One distance, written from the paper's description."""
+    half = num_buckets // 2
+    exact = half // 2
+    offset = half if distance > 0 else 0
+    size = abs(distance)
+    if size < exact:
+        return offset + size
+    share = math.log(size / exact) / math.log(max_distance / exact)
+    return offset + min(half - 1, exact + math.floor(share * (half - exact) + 1e-9))
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 16), (16, 20)])
+def test_buckets(num_buckets, max_distance):
+    distances = np.arange(-300, 301)
+    got = np.asarray(
+        relative_bucket(jnp.asarray(distances), num_buckets=num_buckets, max_distance=max_distance)
+    )
+    expected = [bucket_of(int(d), num_buckets, max_distance) for d in distances]
+    # where the logarithm is a whole number, rounding may put a distance one bucket lower
+    differs = np.abs(got - expected)
+    assert differs.max() <= 1 and differs.sum() <= 4, distances[differs > 0]
+    assert got.min() == 0 and got.max() == num_buckets - 1
+    assert len(set(got.tolist())) == num_buckets - 1  # the zero of the right side is never used
+
+
+@pytest.fixture(scope="module")
+def encode():
+    graphdef, state = nnx.split(T5Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    params = tiny.scaled(jax.tree.map(np.asarray, nnx.to_pure_dict(state)), scale=1.0)
+
+    @jax.jit
+    def run(ids, segment, position):
+        return nnx.merge(graphdef, params)(ids, segment=segment, position=position)
+
+    return lambda *arrays: np.asarray(run(*(jnp.asarray(a, jnp.int32) for a in arrays)))
+
+
+TEXTS = ([3, 4, 5, 1], [6, 7, 1], [8, 9, 10, 11, 12, 1])
+
+
+def row(texts, length=16):
+    ids, segment, position = np.zeros((3, 1, length), np.int32)
+    start = 0
+    for number, text in enumerate(texts, start=1):
+        own = slice(start, start + len(text))
+        ids[0, own], segment[0, own], position[0, own] = text, number, np.arange(len(text))
+        start += len(text)
+    return ids, segment, position
+
+
+def states(encode, texts, length=16):
+    """States of each text."""
+    ids, segment, position = row(texts, length)
+    out = encode(ids, segment, position)
+    return [out[0, segment[0] == number + 1] for number in range(len(texts))]
+
+
+def test_packed_equals_alone(encode):
+    packed = states(encode, TEXTS)
+    for text, own in zip(TEXTS, packed, strict=True):
+        np.testing.assert_allclose(states(encode, [text])[0], own, atol=1e-5)
+        np.testing.assert_allclose(states(encode, [text], length=len(text))[0], own, atol=1e-5)
+
+
+def test_texts_do_not_meet(encode):
+    packed = states(encode, TEXTS)
+    changed = states(encode, [TEXTS[0], [13, 14, 1], TEXTS[2]])
+    np.testing.assert_array_equal(packed[0], changed[0])
+    np.testing.assert_array_equal(packed[2], changed[2])
+    assert np.abs(packed[1] - changed[1]).max() > 1e-2
+
+
+def test_padding_is_finite_and_the_order_of_words_matters(encode):
+    ids, segment, position = row(TEXTS)
+    assert np.isfinite(encode(ids, segment, position)).all()
+    forward, backward = states(encode, [[3, 4, 5, 1]])[0], states(encode, [[5, 4, 3, 1]])[0]
+    assert np.abs(forward[1] - backward[1]).max() > 1e-3

@@ -1,0 +1,118 @@
+"""Sampling rows: given frames stay, examples are alone, guidance extrapolates."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from unidiff_jax.flow import FlowConfig
+from unidiff_jax.frames import RowSize
+from unidiff_jax.sample import guidance
+from unidiff_jax.sample.pipeline import sample_tokens
+from unidiff_jax.text import END
+
+SIZE = RowSize(24, 8, 5, 12)
+EXAMPLES = tiny.mixed_examples(5)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    model, _, state, _ = tiny.make_state()
+    run = jax.jit(
+        functools.partial(sample_tokens, graphdef=model.graphdef, flow_config=FlowConfig()),
+        static_argnames=("num_steps", "solver", "guidance"),
+    )
+
+    def sample(batch, *, seed=0, num_steps=2, **settings):
+        batch = tiny.on_device(batch)
+        return np.asarray(
+            run(state.params, batch, jax.random.key(seed), num_steps=num_steps, **settings)
+        )
+
+    return sample
+
+
+def test_given_frames_come_back_unchanged(sample):
+    batch = tiny.packed(EXAMPLES, SIZE)
+    given = np.take_along_axis(batch.given, batch.frame, 1) == 1
+    real = batch.frame > 0
+    assert given.any() and (real & ~given).any()
+    for settings in ({}, {"solver": "heun"}, {"guidance": 3.0}):
+        made = sample(batch, **settings)
+        np.testing.assert_array_equal(made[given], batch.tokens[given])
+        assert np.isfinite(made).all()
+        assert np.abs(made - batch.tokens)[real & ~given].max(-1).min() > 1e-3
+
+
+def test_what_stands_where_a_frame_is_made_does_not_matter(sample):
+    batch = tiny.packed(EXAMPLES, SIZE)
+    given = np.take_along_axis(batch.given, batch.frame, 1) == 1
+    other = dataclasses.replace(
+        batch, tokens=np.where(given[..., None], batch.tokens, np.float32(9.0))
+    )
+    np.testing.assert_array_equal(sample(batch), sample(other))
+
+
+def test_an_example_does_not_depend_on_the_rows_around_it(sample):
+    batch = tiny.packed(EXAMPLES, SIZE)
+    packed = tiny.by_token(batch, sample(batch))
+    for others in (EXAMPLES[::-1], [EXAMPLES[0], *EXAMPLES[3:]]):
+        rows = tiny.packed(others, SIZE)
+        made = tiny.by_token(rows, sample(rows))
+        tiny.assert_same_tokens(made, {key: packed[key] for key in made}, atol=1e-5)
+    alone = tiny.alone(EXAMPLES, SIZE)
+    tiny.assert_same_tokens(tiny.by_token(alone, sample(alone)), packed, atol=1e-5)
+
+
+def test_seeds_differ_and_repeat(sample):
+    batch = tiny.packed(EXAMPLES, SIZE)
+    np.testing.assert_array_equal(sample(batch), sample(batch))
+    assert np.abs(sample(batch) - sample(batch, seed=1)).max() > 0.1
+
+
+def test_guidance_is_linear_in_its_scale_and_one_is_none(sample):
+    batch = tiny.packed(EXAMPLES, SIZE)
+    none = sample(batch, num_steps=1)
+    np.testing.assert_allclose(sample(batch, num_steps=1, guidance=1.0 + 1e-7), none, atol=1e-5)
+    two, three = (sample(batch, num_steps=1, guidance=scale) for scale in (2.0, 3.0))
+    assert np.abs(two - none).max() > 1e-2
+    # one Euler step is linear in the velocity: each unit of scale moves as far as the last
+    np.testing.assert_allclose(three - two, two - none, atol=1e-4)
+
+
+def test_combine():
+    text, empty = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    both = jnp.concatenate([text, empty])
+    np.testing.assert_allclose(guidance.combine(both, scale=1.0), text, atol=1e-6)
+    np.testing.assert_allclose(guidance.combine(both, scale=0.0), empty, atol=1e-6)
+    doubled = guidance.combine(both, scale=2.0)
+    np.testing.assert_allclose(doubled - text, text - empty, atol=1e-6)
+
+
+def test_dropped_text_is_that_of_a_dropped_caption():
+    batch = tiny.packed(EXAMPLES, SIZE)
+    empty = [dict(e, text_ids=np.asarray([END], np.int32)) for e in EXAMPLES]
+    expected = tiny.by_token(tiny.packed(empty, SIZE), tiny.packed(empty, SIZE).tokens)
+    dropped = guidance.drop_text(tiny.on_device(batch))
+    for row in range(len(batch.tokens)):
+        used = sorted(set(batch.segment[row].tolist()) - {0})
+        segments = np.asarray(dropped.text_segment[row])
+        assert sorted(segments[segments > 0].tolist()) == used
+        assert (np.asarray(dropped.text_ids[row])[segments > 0] == END).all()
+        assert not np.asarray(dropped.text_position[row]).any()
+    assert expected.keys() == tiny.by_token(dropped, dropped.tokens).keys()
+
+
+def test_text_that_cannot_be_dropped():
+    narrow = tiny.packed([tiny.example(1)], RowSize(24, 8, 5, 3))
+    with pytest.raises(ValueError, match="rows hold 4 examples and only 3 text tokens"):
+        guidance.drop_text(tiny.on_device(narrow))
+    states = dataclasses.replace(
+        tiny.packed(EXAMPLES, SIZE), text_ids=None, text_states=np.zeros((2, 12, 8), np.float32)
+    )
+    with pytest.raises(ValueError, match="text_states"):
+        guidance.drop_text(states)

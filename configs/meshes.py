@@ -1,8 +1,8 @@
 """Mesh presets and the rules that map logical axes to mesh axes.
 
-Axes, outermost first: `data` (whole replicas, across slices: only gradients cross it), `fsdp` (rows of
-the batch and one axis of every large weight), `seq` (tokens of long sequences), `tensor` (heads and
-feed-forward width). One axis may be -1: what is left of the devices.
+Axes, outermost first: `data` (whole replicas, across slices: only gradients cross it), `fsdp` (rows
+of the batch and one axis of every large weight), `seq` (tokens of long sequences), `tensor` (heads
+and feed-forward width). One axis may be -1: what is left of the devices.
 """
 
 from ml_collections import ConfigDict

@@ -113,9 +113,7 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
             source, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
         )
         reads = grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=64)
-        rows = pack(
-            examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins
-        )
+        rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 
     return Loader(

@@ -2,8 +2,8 @@
 
 The stream is cut into `num_shards` data shards, a number of the data and not of the machine. Each
 shard shuffles, mixes and packs alone and gives its part of every batch; a process runs the shards
-that its devices read. So the global batches are the same on any mesh and any number of processes, and
-the state of a job is one small dict a shard.
+that its devices read. So the global batches are the same on any mesh and any number of processes,
+and the state of a job is one small dict a shard.
 """
 
 import json
@@ -55,9 +55,10 @@ class Loader(Iterator[Batch]):
           ConfigError: the processes do not divide the shards.
         """
         if num_shards % process_count:
+            works = process_count * max(1, num_shards // process_count)
             raise ConfigError(
-                f"data.num_shards={num_shards} must be a multiple of the {process_count} processes; "
-                f"for example --set data.num_shards={process_count * max(1, num_shards // process_count)}"
+                f"data.num_shards={num_shards} must be a multiple of the {process_count} "
+                f"processes; for example --set data.num_shards={works}"
             )
         own = num_shards // process_count
         self._iterators = {}
@@ -112,6 +113,4 @@ def gather_state(state: LoaderState) -> LoaderState:
 def to_devices(batch: Batch, *, mesh: Mesh) -> Batch:
     """Global arrays from this process's rows."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
-    )
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

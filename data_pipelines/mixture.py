@@ -2,8 +2,8 @@
 
 A *source* is a random-access sequence of records with `item(record, task, rng)`, which fills a
 task's fields from one record, or None where the record has nothing for the task (a scene without an
-edit). Every random choice comes from a generator keyed by the element's index, so that the stream is a
-function of the seed and the position alone.
+edit). Every random choice comes from a generator keyed by the element's index, so that the stream
+is a function of the seed and the position alone.
 """
 
 import dataclasses

@@ -9,7 +9,9 @@ from unidiff_jax.frames import Example, RowSize, finalize_row, stack_rows
 from unidiff_jax.types import Batch
 
 
-def pack(examples: grain.IterDataset[Example], *, size: RowSize, num_bins: int) -> grain.IterDataset:
+def pack(
+    examples: grain.IterDataset[Example], *, size: RowSize, num_bins: int
+) -> grain.IterDataset:
     """First-fit packing into `num_bins` open rows, then `finalize_row`.
 
     Args:

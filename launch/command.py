@@ -139,7 +139,6 @@ def describe(error: Exception) -> str | None:
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
     from data_pipelines.miniworld.generate import GenerateError
-    from data_pipelines.miniworld.manifest import RecordsError
     from unidiff_jax.evals.report import ReportError
     from unidiff_jax.sample.images import InputError
 

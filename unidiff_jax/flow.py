@@ -11,11 +11,11 @@ A network may predict the velocity v, the data x or the noise n; each gives the 
     v = (x_sigma - x) / sigma                                                                (4)
     v = (n - x_sigma) / (1 - sigma)                                                          (5)
 
-Sigma broadcasts against tokens, so that a level a frame, a level a token and one shared level are the
-same code. Papers that count t from noise to data are read with t = 1 - sigma.
+Sigma broadcasts against tokens, so that a level a frame, a level a token and one shared level are
+the same code. Papers that count t from noise to data are read with t = 1 - sigma.
 
-All randomness is keyed by (step, example, place inside the example), never by the place in the batch:
-packed and unpacked batches, and any number of processes, draw the same numbers.
+All randomness is keyed by (step, example, place inside the example), never by the place in the
+batch: packed and unpacked batches, and any number of processes, draw the same numbers.
 """
 
 import dataclasses
@@ -105,9 +105,7 @@ def draw_sigma(key: jax.Array, batch: Batch, config: FlowConfig) -> Float[Array,
 # --------------------------------------------------------------------------------------------- path
 
 
-def add_noise(
-    batch: Batch, *, noise: Float[Array, "b t p"], sigma: Float[Array, "b f"]
-) -> Noised:
+def add_noise(batch: Batch, *, noise: Float[Array, "b t p"], sigma: Float[Array, "b f"]) -> Noised:
     """Equation (1) with one level a frame."""
     level = take_rows(sigma, batch.frame)[..., None]
     return Noised(
@@ -149,9 +147,10 @@ def token_loss(
 ) -> Float[Array, "b t"]:
     """Mean squared error of each token, in the space `config.loss`.
 
-    The prediction is compared in its own space and the error weighted by the exact factor between the
-    two spaces, clamped by `min_sigma`: for prediction x and loss v the factor is 1 / sigma**2. Nothing
-    is divided by a zero sigma, so that clean frames, which the loss mask leaves out, give no NaN.
+    The prediction is compared in its own space and the error weighted by the exact factor between
+    the two spaces, clamped by `min_sigma`: for prediction x and loss v the factor is 1 / sigma**2.
+    Nothing is divided by a zero sigma, so that clean frames, which the loss mask leaves out, give
+    no NaN.
     """
     sigma = noised.token_sigma
     data = batch.tokens

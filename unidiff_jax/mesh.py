@@ -27,7 +27,9 @@ def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> M
     devices = jax.devices() if devices is None else devices
     unknown = set(axes) - set(AXES)
     if unknown:
-        raise ConfigError(f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}")
+        raise ConfigError(
+            f"mesh.axes has unknown axes {sorted(unknown)}; axes are {', '.join(AXES)}"
+        )
     shape = [axes.get(axis, 1) for axis in AXES]
     rest = [i for i, size in enumerate(shape) if size == -1]
     if len(rest) > 1:
@@ -58,7 +60,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def logical_spec(
     axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
 ) -> PartitionSpec:
-    """Partition of one array: each logical axis takes its mesh axis if it divides and is still free."""
+    """Partition of one array: an axis takes its mesh axis if it divides and is still free."""
     used: set[str] = set()
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
@@ -94,7 +96,7 @@ def parameter_shardings(params: Any, axes: Any, *, rules: Config, mesh: Mesh) ->
 
 
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:
-    """Pins an activation's sharding where a mesh is set (`jax.set_mesh`); otherwise does nothing."""
+    """Pins an activation's sharding where a mesh is set (`jax.set_mesh`)."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

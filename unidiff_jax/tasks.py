@@ -5,8 +5,9 @@ reads. Everything else (packing, noise, loss, sampling) follows from that. Frame
 frame 1 and on its maps and sources, as in OneDiffusion; both directions of a pair (image to depth,
 depth to image) are the same frames with another `generate`.
 
-A frame is filled from the field of the same name of a source's item (`data_pipelines`), drawn as RGB
-by its `codec` (`unidiff_jax.frames.CODECS`). The prompt is a format string over the item's fields.
+A frame is filled from the field of the same name of a source's item (`data_pipelines`), drawn as
+RGB by its `codec` (`unidiff_jax.frames.CODECS`). The prompt is a format string over the item's
+fields.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Sentencepiece tokenizer in the T5 folder layout.
 
-A folder holds `spiece.model` and the small JSON files that Hugging Face reads beside it; ids are the
-pieces' own, padding is 0, end of text is 1, unknown is 2. The miniature trains its 512 pieces on its
-own captions; a released T5 folder loads the same way.
+A folder holds `spiece.model` and the small JSON files that Hugging Face reads beside it; ids are
+the pieces' own, padding is 0, end of text is 1, unknown is 2. The miniature trains its 512 pieces
+on its own captions; a released T5 folder loads the same way.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""The batch contract: every image task is a sequence of frames, and every frame has its own noise level.
+"""The batch contract: an image task is a sequence of frames, each with its own noise level.
 
 A *row* of `T` tokens is packed from one or more *examples*. An example is a sequence of frames (a
-picture, a depth map, a mask, a ray map, the picture to be made) plus its text. A task only says which
-frames there are, what role each plays and which of them are generated; nothing in the model, the
-loss, the trainer or the sampler asks which task it is.
+picture, a depth map, a mask, a ray map, the picture to be made) plus its text. A task only says
+which frames there are, what role each plays and which of them are generated; nothing in the model,
+the loss, the trainer or the sampler asks which task it is.
 
 Axis letters, used in every shape annotation of the project:
 
@@ -13,7 +13,8 @@ Axis letters, used in every shape annotation of the project:
     p  patch channels        l  layers                        e  text width
 
 Row 0 of the frame table and of the segment table is padding: a token, frame or text token that
-points to 0 belongs to nobody. Noise direction: sigma = 1 is noise, sigma = 0 is clean data (see flow.py).
+points to 0 belongs to nobody. Noise direction: sigma = 1 is noise, sigma = 0 is clean data (see
+flow.py).
 """
 
 import dataclasses
@@ -131,7 +132,7 @@ class Noised:
 
 
 def take_rows(table, index):
-    """Looks up `table[b, index[b, t]]`: (b, u) or (b, u, c) with (b, t) gives (b, t) or (b, t, c)."""
+    """Looks up `table[b, index[b, t]]`, for tables (b, u) and (b, u, c)."""
     if table.ndim == 3:
         index = index[..., None]
     return jax.numpy.take_along_axis(table, index, axis=1)

@@ -10,8 +10,8 @@
 | layout | bounding boxes of the objects, filled with their colours, on black |
 | holed | base picture with a grey box over one object |
 
-Depth is drawn as inverse depth between two fixed planes, near bright (the reading of affine-invariant
-depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
+Depth is drawn as inverse depth between two fixed planes, near bright (the reading of
+affine-invariant depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
 """
 
 import pathlib

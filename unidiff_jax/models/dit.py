@@ -6,9 +6,9 @@ One block is OneDiffusion's (Next-DiT with sandwich norms; section 3 of arXiv:24
     x = x + tanh(g1) * RMS(Attention(RMS(x) * (1 + s1), text))
     x = x + tanh(g2) * RMS(FFN(RMS(x) * (1 + s2)))
 
-c is the embedding of a frame's noise level plus the pooled text of its example. It lives on the noise
-table (b, u), and only its four products are spread to tokens: evaluating the modulation at every
-token would cost a quarter to a third of a block's matmul work for equal values.
+c is the embedding of a frame's noise level plus the pooled text of its example. It lives on the
+noise table (b, u), and only its four products are spread to tokens: evaluating the modulation at
+every token would cost a quarter to a third of a block's matmul work for equal values.
 
 Attention is full inside an example and never leaves it. Text enters by a second attention with the
 same rotated queries, its own keys and values, and a gate per head (`fusion="cross"`).
@@ -54,8 +54,8 @@ class DiTConfig:
       norm_eps: of the RMS norms.
       softcap: bound of the image attention's scores, 0 for none.
       fusion: how text enters, one of `FUSIONS`.
-      text_gate_init: start of the text gates. 0 as released; a small model learns to read sooner from 1.
-      scan_layers: see `layers.apply_layers`.
+      text_gate_init: start of the text gates. 0 as released; a small model learns to read sooner
+      from 1. scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
     """
@@ -80,12 +80,13 @@ class DiTConfig:
         if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 6:
             heads = [h for h in range(1, 65) if self.hidden_dim % (6 * h) == 0]
             raise ConfigError(
-                f"model.num_heads={self.num_heads} must cut model.hidden_dim={self.hidden_dim} into "
-                f"heads divisible by 6; for example {heads or 'another hidden_dim'}"
+                f"model.num_heads={self.num_heads} must cut model.hidden_dim={self.hidden_dim} "
+                f"into heads divisible by 6; for example {heads or 'another hidden_dim'}"
             )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"model.num_kv_heads={self.num_kv_heads} must divide model.num_heads={self.num_heads}"
+                f"model.num_kv_heads={self.num_kv_heads} must divide "
+                f"model.num_heads={self.num_heads}"
             )
         if self.fusion not in FUSIONS:
             raise ConfigError(
@@ -243,8 +244,8 @@ class Attention(nnx.Module):
         )
         q, k = rotate(q, angles), rotate(k, angles)
         y = attention(q, k, v, q_segment=segment, kv_segment=segment, softcap=c.softcap or None)
-        # Query head j reads text head j modulo num_kv_heads (tiled), unlike the grouped image heads:
-        # the released weights were trained with this order.
+        # Query head j reads text head j modulo num_kv_heads (tiled), unlike the grouped image
+        # heads: the released weights were trained with this order.
         tiles = c.num_heads // c.num_kv_heads
         text_k, text_v = (jnp.tile(y, (1, 1, tiles, 1)) for y in (text_k, text_v))
         from_text = attention(q, text_k, text_v, q_segment=segment, kv_segment=text_segment)
@@ -286,12 +287,12 @@ class SigmaEmbed(nnx.Module):
 def to_tokens(
     table: Float[Array, "b u d"], index: Int[Array, "b t"] | None
 ) -> Float[Array, "b t d"]:
-    """Spreads rows of the noise table to tokens; None where the table already has one row a token."""
+    """Spreads rows of the noise table to tokens; None: the table has one row a token."""
     return table if index is None else spread(table, index)
 
 
 def spread(table: Float[Array, "b u d"], index: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-    """Looks rows up by a one-hot matmul: exact, and its transpose is a matmul too, not a scatter."""
+    """Looks rows up by a one-hot matmul: exact, and the gradient is a matmul, not a scatter."""
     one_hot = jax.nn.one_hot(index, table.shape[1], dtype=table.dtype)
     return jnp.einsum("btu,bud->btd", one_hot, table)
 

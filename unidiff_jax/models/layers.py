@@ -1,5 +1,6 @@
-"""Layers that the models share. Parameters carry logical axis names; `configs/meshes.py` has the rules.
+"""Layers that the models share.
 
+Parameters carry logical axis names; `configs/meshes.py` maps them to mesh axes.
 Weights keep float32 and are cast to the computing dtype at use. Norms compute in float32.
 """
 
@@ -59,8 +60,8 @@ class Linear(nnx.Module):
 def matmul(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
     """x W, with the weight's gradient written as x^T dy.
 
-    JAX's own rule computes (dy^T x)^T; on a CPU that copies the wider of the two operands, fused with
-    whatever produced it, into transposed layout (measured: a tenth of the train step).
+    JAX's own rule computes (dy^T x)^T; on a CPU that copies the wider of the two operands, fused
+    with whatever produced it, into transposed layout (measured: a tenth of the train step).
     """
     return x @ weight
 

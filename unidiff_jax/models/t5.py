@@ -1,4 +1,4 @@
-"""T5 encoder, version 1.1 (Raffel et al. 2020; gated GELU, no shared embedding, no attention scale).
+"""T5 encoder, version 1.1 (Raffel et al. 2020): gated GELU, no attention scale.
 
 Works on packed rows: attention stays inside an example. The texts of a row lie one after the other,
 so that inside an example the distance of two positions is the distance of their places in the row,
@@ -121,7 +121,7 @@ class T5Block(nnx.Module):
 def relative_bucket(
     distance: Int[Array, "..."], *, num_buckets: int, max_distance: int
 ) -> Int[Array, "..."]:
-    """Bucket of a signed distance (key minus query): half for each side, half of those logarithmic."""
+    """Bucket of a signed distance (key minus query), logarithmic from half of a side on."""
     half = num_buckets // 2
     exact = half // 2
     side = jnp.where(distance > 0, half, 0)

@@ -1,6 +1,7 @@
 """Attention with one signature for every model of the project.
 
-An implementation that cannot honour a part of the call raises; none drops segments, softcap or bias.
+An implementation that cannot honour a part of the call raises; none drops segments, softcap or
+bias.
 """
 
 import jax

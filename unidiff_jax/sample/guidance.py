@@ -15,7 +15,9 @@ def drop_text(batch: Batch) -> Batch:
     used = batch.task[:, 1:] > 0
     missing = batch.text_segment.shape[1] - len(segments)
     if batch.text_ids is None:
-        raise ValueError("guidance needs text_ids: text_states that were computed before cannot be dropped")
+        raise ValueError(
+            "guidance needs text_ids: text_states that were computed before cannot be dropped"
+        )
     if missing < 0:
         width = batch.text_segment.shape[1]
         raise ValueError(f"rows hold {len(segments)} examples and only {width} text tokens")

@@ -47,7 +47,9 @@ def to_picture(rgb: np.ndarray, *, codec: str, size: tuple[int, int]) -> Image.I
 def _open(source: Any) -> Image.Image:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
-            raise InputError(f"a picture array is uint8 (h, w, 3), got {source.dtype} {source.shape}")
+            raise InputError(
+                f"a picture array is uint8 (h, w, 3), got {source.dtype} {source.shape}"
+            )
         _check_size(source.shape[1], source.shape[0], "the picture")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
@@ -57,7 +59,9 @@ def _open(source: Any) -> Image.Image:
         except (OSError, SyntaxError) as error:  # PIL reads a file's pixels only now
             raise InputError(f"the picture is damaged: {error}") from None
     if not isinstance(source, str | os.PathLike):
-        raise InputError(f"a picture is a path, a PIL image or an array, got {type(source).__name__}")
+        raise InputError(
+            f"a picture is a path, a PIL image or an array, got {type(source).__name__}"
+        )
     path = pathlib.Path(source)
     if not path.is_file():
         raise InputError(f"no such picture: {path}")

@@ -1,11 +1,10 @@
 """Sampling: any subset of an example's frames is given, the rest is generated.
 
-    pipe = Pipeline.from_workdir("runs/quickstart")
-    result = pipe("depth", image=Image.open("photo.png"))
-    result["depth"].save("depth.png")
+pipe = Pipeline.from_workdir("runs/quickstart")
+result = pipe("depth", image=Image.open("photo.png"))
+result["depth"].save("depth.png")
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -80,9 +79,7 @@ def sample_tokens(
         return jnp.where(given, 0.0, v)
 
     start = jnp.where(given, batch.tokens, flow.draw_noise(key, batch))
-    return integrate(
-        velocity, start, sigmas=sigma_schedule(num_steps, shift=shift), solver=solver
-    )
+    return integrate(velocity, start, sigmas=sigma_schedule(num_steps, shift=shift), solver=solver)
 
 
 class Pipeline:
@@ -131,7 +128,9 @@ class Pipeline:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
-        shardings = parameter_shardings(model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh)
+        shardings = parameter_shardings(
+            model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh
+        )
         shapes = jax.tree.map(
             lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
             model.shapes,

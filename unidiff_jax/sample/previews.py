@@ -1,4 +1,4 @@
-"""Pictures as training goes on: fixed held-out items of every task, drawn from the averaged weights."""
+"""Pictures as training goes on: fixed held-out items of each task, from the averaged weights."""
 
 import pathlib
 

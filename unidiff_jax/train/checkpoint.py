@@ -2,7 +2,8 @@
 
 One checkpoint holds `params`, `ema` and `rest` (step, optimizer, key) as separate items, so that
 sampling reads the average alone, and the loader's state and the clock as JSON beside them. Orbax
-writes under a temporary name and renames, so that a killed save leaves the older checkpoints as they are.
+writes under a temporary name and renames, so that a killed save leaves the older checkpoints as
+they are.
 """
 
 import contextlib

@@ -109,9 +109,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     )
 
     # -------------------------------------------------------------------------- state and restore
-    state = create_state(
-        dit_config, text_config, optimizer, seed=config.seed, shardings=shardings
-    )
+    state = create_state(dit_config, text_config, optimizer, seed=config.seed, shardings=shardings)
     logging.info("%.2f M parameters on %d devices", count_parameters(state.params) / 1e6, mesh.size)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
     clock = {"train_seconds": 0.0}

@@ -24,7 +24,9 @@ class MetricWriter:
         kept = [row for row in rows if row["step"] <= first_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row."""

@@ -57,9 +57,7 @@ def loss_table(
         return jnp.einsum("bt,btn->n", values, cell).reshape(NUM_TASKS, NUM_BINS)
 
     # masked before it is summed: a token without weight contributes exactly nothing
-    return LossTable(
-        error=table(jnp.where(weight > 0, error * weight, 0.0)), weight=table(weight)
-    )
+    return LossTable(error=table(jnp.where(weight > 0, error * weight, 0.0)), weight=table(weight))
 
 
 def loss_and_gradient(

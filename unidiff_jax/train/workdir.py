@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from unidiff_jax.config import ABSENT, ConfigError, differences, to_json
+from unidiff_jax.config import ConfigError, differences, to_json
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
 
@@ -20,8 +20,17 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
 
 
 # May change between runs in one workdir: they do not change what is learned.
-FREE_KEYS = ("train.log_every", "train.eval_every", "train.sample_every", "train.save_every",
-             "train.keep", "data.prefetch", "data.read_threads", "data.folder", "eval.")
+FREE_KEYS = (
+    "train.log_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.save_every",
+    "train.keep",
+    "data.prefetch",
+    "data.read_threads",
+    "data.folder",
+    "eval.",
+)
 
 
 def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -42,8 +51,8 @@ def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     if changed:
         shown = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in list(changed.items())[:4])
         raise ConfigError(
-            f"{workdir} holds a run with another config ({shown}): continue with the same config or "
-            "choose another --workdir"
+            f"{workdir} holds a run with another config ({shown}): continue with the "
+            "same config or choose another --workdir"
         )
 
 

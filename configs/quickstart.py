@@ -15,7 +15,7 @@ from unidiff_jax.config import parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`tiny` shrinks everything to seconds, for tests."""
-    args = parse_arg(arg, tiny=False, steps=6000, mesh="fsdp")
+    args = parse_arg(arg, tiny=False, steps=7000, mesh="fsdp")
     config = ConfigDict()
     config.seed = 0
     config.image_size = 32
@@ -24,8 +24,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.max_text = 48
 
     config.model = {
-        "hidden_dim": 192,
-        "depth": 6,
+        "hidden_dim": 144,
+        "depth": 4,
         "num_heads": 4,
         "num_kv_heads": 4,
         "ffn_multiple_of": 32,
@@ -49,15 +49,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "loss": "x",
         "min_sigma": 0.2,
         "time_sampler": "logit_normal",
-        "time_mean": 1.0,
+        "time_mean": 2.0,
         "time_std": 1.0,
     }
     config.data = {
         "folder": "data/miniworld-32",
         "tasks": {
-            "depth": {"weight": 0.5, "plan": "clean"},
-            "segment": {"weight": 1.0, "plan": "clean"},
-            "depth_to_image": {"weight": 1.0, "plan": "clean"},
+            "depth": {"weight": 0.4, "plan": "clean"},
+            "segment": {"weight": 1.2, "plan": "clean"},
+            "depth_to_image": {"weight": 2.0, "plan": "clean"},
             "edit": {"weight": 1.0, "plan": "clean"},
         },
         "edit_kinds": ("recolor",),
@@ -66,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "caption_dropout": 0.0,
         "shift": 1.0,
         "row": {"tokens": 128, "frames": 9, "segments": 5, "text": 72},
-        "batch_rows": 16,
+        "batch_rows": 8,
         "num_bins": 32,
         "num_shards": 1,
         "read_threads": 1,
@@ -77,9 +77,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "train": 12000,
         "validation": 400,
         "test": 600,
-        "heldout": 300,
+        "heldout": 500,
         "edits": 3,
-        "clip_frames": 2,
+        "clip_frames": 0,
         "samples": 2,
         "shards": 4,
         "seed": 0,
@@ -96,7 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = {
         "num_steps": args.steps,
         "num_microbatches": 1,
-        "log_every": 50,
+        "log_every": 100,
         "eval_every": 500,
         "eval_items": 100,
         "sample_every": 1000,

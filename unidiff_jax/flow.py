@@ -30,6 +30,10 @@ from unidiff_jax.types import Batch, Noised, take_rows
 PREDICTIONS = ("v", "x", "eps")
 SAMPLERS = ("uniform", "logit_normal")
 
+_SMALLEST_STEP = 1e-3
+"""Equation (4) in sampling divides by at least this; a bound above a solver's last level would leave
+noise in the result."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowConfig:
@@ -38,8 +42,9 @@ class FlowConfig:
     Attributes:
       prediction: what the network's output means, one of `PREDICTIONS`.
       loss: space in which the squared error is taken, one of `PREDICTIONS`.
-      min_sigma: equation (4) divides by max(sigma, min_sigma), equation (5) by
-        max(1 - sigma, min_sigma); this bounds the weight of the loss when spaces differ.
+      min_sigma: bounds the weight of the loss when spaces differ: it is computed at
+        max(sigma, min_sigma) and max(1 - sigma, min_sigma). Noise prediction is also sampled with
+        the second bound, because at sigma = 1 it says nothing of the data.
       time_sampler: `uniform`, or `logit_normal`: sigmoid(mean + std * N(0, 1)) (SD3 section 3.1).
       time_mean, time_std: parameters of the logit-normal.
     """
@@ -130,7 +135,7 @@ def to_velocity(output, noisy, sigma, config: FlowConfig):
     if config.prediction == "v":
         return output
     if config.prediction == "x":
-        return (noisy - output) / jnp.maximum(sigma, config.min_sigma)
+        return (noisy - output) / jnp.maximum(sigma, _SMALLEST_STEP)
     return (output - noisy) / jnp.maximum(1.0 - sigma, config.min_sigma)
 
 

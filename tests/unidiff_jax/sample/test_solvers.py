@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unidiff_jax.flow import FlowConfig, to_velocity
 from unidiff_jax.sample.solvers import SOLVERS, integrate, sigma_schedule
 
 START = jnp.asarray([[[1.0, -2.0]]])
@@ -52,3 +53,18 @@ def test_what_cannot_be():
         sigma_schedule(0)
     with pytest.raises(ValueError, match=r"sample.solver='rk4' is unknown; one of euler, heun"):
         integrate(lambda x, sigma: x, START, sigmas=sigma_schedule(2), solver="rk4")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("num_steps", [1, 8, 50])
+def test_the_last_step_of_data_prediction_lands_on_the_prediction(solver, num_steps):
+    # the bound of the loss weight must not reach the sampler: it would leave noise in the result
+    config = FlowConfig(prediction="x", loss="v", min_sigma=0.2)
+    data = jnp.asarray([[[0.3, 0.7]]])
+    got = integrate(
+        lambda x, sigma: to_velocity(data, x, sigma, config),
+        START,
+        sigmas=sigma_schedule(num_steps),
+        solver=solver,
+    )
+    np.testing.assert_allclose(got, data, atol=1e-5)

@@ -31,8 +31,8 @@ PREDICTIONS = ("v", "x", "eps")
 SAMPLERS = ("uniform", "logit_normal")
 
 _SMALLEST_STEP = 1e-3
-"""Equation (4) in sampling divides by at least this; a bound above a solver's last level would leave
-noise in the result."""
+"""Equation (4) in sampling divides by at least this; a bound above a solver's last level would
+leave noise in the result."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _DEPTH),
             generate=("image",),
             prompt="[[depth2image]] {caption}",
-            metric="color_agreement",
+            metric="silhouette_iou",
         ),
         Task(
             id=4,

@@ -4,7 +4,7 @@
 |---|---|---|
 | depth | object-depth skill | another scene |
 | segment | cIoU | another object of the same picture |
-| depth_to_image | colour agreement | another scene |
+| depth_to_image | silhouette IoU | the same scene with other colours on its objects |
 | edit | gain on changed and object pixels | another edit of the same kind and picture |
 | next_frame | gain on changed pixels | another change of the same picture |
 | layout_to_image | silhouette IoU | the mirrored layout |
@@ -50,7 +50,17 @@ from unidiff_jax.evals.statistics import shuffled_order
 def _expected_colors(items: Items) -> np.ndarray:
     """Label map of the colour that each pixel of an object must show."""
     instances = np.stack([item["record"].instance[0] for item in items])
-    return metrics.instance_colors(instances, colors=colors_of(items), palette=PALETTE)
+    colors = [item.get("colors", own) for item, own in zip(items, colors_of(items), strict=True)]
+    return metrics.instance_colors(instances, colors=colors, palette=PALETTE)
+
+
+def _exchange_colors(item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """The objects' colours moved round; where that changes nothing, one other colour for all."""
+    colors = [body["color"] for body in objects_of(item)]
+    if len(set(colors)) > 1:
+        return {"colors": colors[1:] + colors[:1]}
+    others = [color for color in COLORS if color != colors[0]]
+    return {"colors": [others[rng.integers(len(others))]] * len(colors)}
 
 
 def _min_pixels(items: Items) -> int:
@@ -68,19 +78,24 @@ def _training_pictures(setting: Setting, count: int) -> RGBs:
 
 
 def _depth_to_image(setting: Setting) -> Protocol:
-    found = collect(setting, "depth_to_image")
+    found = collect(setting, "depth_to_image", vary=_exchange_colors)
     training = setting.training
     count = len(found.items)
     usual = max(training.color_counts, key=training.color_counts.__getitem__)
-    first = np.stack([PALETTE[colors[0]] for colors in colors_of(found.items)])
+    first = np.stack([PALETTE[colors[0]] for colors in colors_of(found.items)])[:, None, None]
+    silhouettes = np.stack([item["record"].instance[0] > 0 for item in found.items])[..., None]
 
     def score(outputs: RGBs, items: Items) -> np.ndarray:
-        expected = _expected_colors(items)
-        return metrics.color_agreement(read(outputs), expected=expected, palette=PALETTE)
+        labels = metrics.color_labels(read(outputs), palette=PALETTE)
+        return _silhouette_iou(labels, _expected_colors(items))
 
     def details(outputs: RGBs, items: Items) -> dict[str, np.ndarray]:
         scores = metrics.object_list_scores(_verified(outputs, items), colors=colors_of(items))
+        expected = _expected_colors(items)
         return {
+            "colour agreement": metrics.color_agreement(
+                read(outputs), expected=expected, palette=PALETTE
+            ),
             "colour recall": scores.color_recall,
             "object count right": scores.count_exact,
             "PSNR (dB)": metrics.psnr(read(outputs), target=stack(items, "image")),
@@ -89,18 +104,23 @@ def _depth_to_image(setting: Setting) -> Protocol:
     return Protocol(
         name="depth_to_image",
         title=found.task.title,
-        metric="colour agreement",
+        metric="silhouette IoU",
         text=(
-            "Share of an item's object pixels whose verified colour is that of the object; the "
-            "caption names every object. The floor 'one caption colour' paints the whole picture "
-            "in the colour of one object. Shuffled: the same outputs against another scene."
+            "IoU of the pixels that show a colour with those that should, mean over an item's "
+            "colours; the caption names every object. Colouring the floor costs, so that colour "
+            "agreement on object pixels alone, which one colour everywhere satisfies, is not "
+            "judged. The floor 'one caption colour on the objects' has the exact silhouettes. "
+            "Shuffled: the same outputs against the same scene with its colours exchanged."
         ),
         **found._asdict(),
         floors={
             "training mean": from_unit(training.mean_image, like=found.items),
             "another picture": _training_pictures(setting, count),
             "most frequent colour": from_unit(PALETTE[usual], like=found.items),
-            "one caption colour": from_unit(first[:, None, None], like=found.items),
+            "one caption colour": from_unit(first, like=found.items),
+            "one caption colour on the objects": from_unit(
+                np.where(silhouettes, first, 0.5), like=found.items
+            ),
         },
         score=score,
         details=details,

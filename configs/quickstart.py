@@ -86,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "batch_rows": 8,
         "num_bins": 32,
         "num_shards": 1,
-        "read_threads": 1,
+        "read_threads": 0,
         "prefetch": 8,
     }
     # launch.quickstart renders these; edits and clip frames are pictures beside the base picture

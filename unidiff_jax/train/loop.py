@@ -5,7 +5,7 @@ import pathlib
 import time
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -143,7 +143,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             step += 1
             bar.update()
             table = metrics.pop("table")
-            total = table if total is None else jax.tree.map(np.add, total, table)
+            total = table if total is None else jax.tree.map(jnp.add, total, table)
             skipped.append(metrics["skipped"])
 
             if step % config.train.log_every == 0 or step == num_steps:
@@ -163,7 +163,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
             if step % config.train.eval_every == 0 or step == num_steps:
                 key = jax.random.key(config.seed)
                 tables = [eval_fn(state.ema, batch, key) for batch in heldout]
-                summed = functools.reduce(functools.partial(jax.tree.map, np.add), tables)
+                summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), tables)
                 writer.scalars(step, summarize(summed, prefix="heldout"))
 
             if step % config.train.sample_every == 0 or step == num_steps:

@@ -65,6 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.flow = {
         "prediction": "x",
         "loss": "x",
+        "min_sigma": 0.05,
         "time_sampler": "logit_normal",
         "time_mean": 2.0,
         "time_std": 1.0,

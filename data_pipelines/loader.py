@@ -94,6 +94,11 @@ class Loader(Iterator[Batch]):
                 )
             iterator.set_state(state[str(shard)])
 
+    def close(self) -> None:
+        """Ends the prefetch threads; a thread that reads while Python exits aborts the process."""
+        for iterator in self._iterators.values():
+            iterator.close()
+
 
 def gather_state(state: LoaderState) -> LoaderState:
     """All processes' states on every process."""

@@ -23,6 +23,7 @@ the program and keeps its traceback.
 import ctypes
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -91,7 +92,11 @@ def run(
         try:
             return main(rest)
         except KeyboardInterrupt:
-            _exit("interrupted", INTERRUPTED)
+            # Everything is saved and closed by now. The ordinary way out would tear down native
+            # threads that still compute or read, and abort the process now and then.
+            print("error: interrupted", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
         except Exception as error:
             message = describe(error)
             if message is None or flags.FLAGS.debug:

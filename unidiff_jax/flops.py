@@ -74,8 +74,6 @@ def products(dit: DiTConfig, text: T5Config, batch: Batch) -> list[Product]:
 def _encoder(c: T5Config, batch: Batch) -> Iterable[Product]:
     b, s = batch.text_segment.shape
     d, inner, layers = c.d_model, c.num_heads * c.d_kv, c.num_layers
-    buckets = c.relative_attention_num_buckets
-    yield Product("text.position_bias", b * s * s * buckets * c.num_heads, operands=1)
     yield Product("text.projections", 4 * b * s * d * inner, count=layers)
     yield Product("text.attention", 2 * b * s * s * inner, count=layers)
     yield Product("text.ffn", 3 * b * s * d * c.d_ff, count=layers)

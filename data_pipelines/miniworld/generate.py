@@ -162,16 +162,25 @@ def _render_in_worker(shard: Shard) -> dict[str, Any]:
 
 
 @contextmanager
-def _ignored_interrupt() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C; their parent tells them to stop."""
+def _held_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and processes started inside never see it.
+
+    They inherit the blocked signal. Another thread of this process may still receive it, so that
+    it is only noted: an interrupt while a process is being started would leave that one waiting.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    noted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _render_parallel(
@@ -184,14 +193,14 @@ def _render_parallel(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(counter, stop)
     ) as pool:
         try:
-            with _ignored_interrupt():
+            with _held_interrupt():
                 pending = {pool.submit(_render_in_worker, shard): shard for shard in shards}
             shown = 0
             while pending:
                 done, _ = concurrent.futures.wait(
                     pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                rendered = counter.value
+                rendered = counter.get_obj().value  # no lock: an interrupt could keep it
                 bar.update(rendered - shown)
                 shown = rendered
                 for future in done:

@@ -49,8 +49,8 @@ def encode():
     params = tiny.scaled(jax.tree.map(np.asarray, nnx.to_pure_dict(state)), scale=1.0)
 
     @jax.jit
-    def run(ids, segment, position):
-        return nnx.merge(graphdef, params)(ids, segment=segment, position=position)
+    def run(ids, segment):
+        return nnx.merge(graphdef, params)(ids, segment=segment)
 
     return lambda *arrays: np.asarray(run(*(jnp.asarray(a, jnp.int32) for a in arrays)))
 
@@ -59,19 +59,19 @@ TEXTS = ([3, 4, 5, 1], [6, 7, 1], [8, 9, 10, 11, 12, 1])
 
 
 def row(texts, length=16):
-    ids, segment, position = np.zeros((3, 1, length), np.int32)
+    ids, segment = np.zeros((2, 1, length), np.int32)
     start = 0
     for number, text in enumerate(texts, start=1):
         own = slice(start, start + len(text))
-        ids[0, own], segment[0, own], position[0, own] = text, number, np.arange(len(text))
+        ids[0, own], segment[0, own] = text, number
         start += len(text)
-    return ids, segment, position
+    return ids, segment
 
 
 def states(encode, texts, length=16):
     """States of each text."""
-    ids, segment, position = row(texts, length)
-    out = encode(ids, segment, position)
+    ids, segment = row(texts, length)
+    out = encode(ids, segment)
     return [out[0, segment[0] == number + 1] for number in range(len(texts))]
 
 
@@ -91,7 +91,7 @@ def test_texts_do_not_meet(encode):
 
 
 def test_padding_is_finite_and_the_order_of_words_matters(encode):
-    ids, segment, position = row(TEXTS)
-    assert np.isfinite(encode(ids, segment, position)).all()
+    ids, segment = row(TEXTS)
+    assert np.isfinite(encode(ids, segment)).all()
     forward, backward = states(encode, [[3, 4, 5, 1]])[0], states(encode, [[5, 4, 3, 1]])[0]
     assert np.abs(forward[1] - backward[1]).max() > 1e-3

@@ -49,6 +49,8 @@ class Runs:
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
             },
+            # A test run in the background of a shell would hand its ignored Ctrl-C down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -217,7 +219,7 @@ def test_interrupt(runs, whole, target):
     wait_for(saved, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors[-3000:]
     assert errors.splitlines()[-1] == "error: interrupted" and "Traceback" not in errors
     found = restored(workdir, target)
     assert int(found.state.step) >= 15 and found.clock["train_seconds"] > 0

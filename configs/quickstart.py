@@ -15,6 +15,7 @@ segmentation, share of object pixels in the right colour (depth to image), gain 
 | 144 x 4, 32, 2000 | x | logit-normal(1) | .60 | .38 | .37 | .16 |
 | 144 x 4, 32, 2000, depth weight .3 | x | logit-normal(2) | .49 | .48 | .41 | .19 |
 | the same, learning rate 4e-3 | x | logit-normal(2) | .52 | .42 | .39 | .19 |
+| 192 x 3, 32, 2000, edit weight 1.5 | x | logit-normal(2) | .49 | .38 | .39 | .18 |
 
 So: score data and not velocity, and draw high levels. There the answer must come from the condition
 and the words; at low levels the noisy target itself tells it, and nothing of them is learned. From

@@ -1,6 +1,8 @@
 """From a config to data: source, example maker, training stream, held-out batches."""
 
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import grain
 import jax
@@ -9,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
 from data_pipelines.miniworld.items import MiniWorldSource, prompts
-from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
+from data_pipelines.mixture import ExampleMaker, TaskMix, mix_examples, parse_mixture, stable_id
 from data_pipelines.packing import batch_rows, pack
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
@@ -134,23 +136,32 @@ def _check_shards(config: ConfigDict) -> None:
         )
 
 
+def heldout_items(
+    config: ConfigDict, *, num_items: int
+) -> Iterator[tuple[TaskMix, int, Mapping[str, Any]]]:
+    """The first `num_items` items of each task in the validation split, with their identities."""
+    source = make_source(config, split="validation")
+    for mix in parse_mixture(config.data.tasks):
+        found = 0
+        for index in range(len(source)):
+            if found == num_items:
+                break
+            item = source.item(source[index], mix.task, np.random.default_rng([mix.task.id, index]))
+            if item is not None:
+                found += 1
+                yield mix, stable_id(mix.task, index), item
+
+
 def heldout_batches(config: ConfigDict, tokenizer: Tokenizer, *, num_items: int) -> list[Batch]:
     """Fixed batches of the validation split, `num_items` of each task, for the held-out loss.
 
     The last batch is filled up with rows whose loss mask is 0, so that all have one shape.
     """
-    source = make_source(config, split="validation")
     maker = make_maker(config, tokenizer)
-    examples = []
-    for mix in parse_mixture(config.data.tasks):
-        found = 0
-        for index in range(len(source)):
-            item = source.item(source[index], mix.task, np.random.default_rng([mix.task.id, index]))
-            if item is None or found == num_items:
-                continue
-            found += 1
-            identity = stable_id(mix.task, index)
-            examples.append(maker.example(mix.task, item, example_id=identity, plan=mix.plan))
+    examples = [
+        maker.example(mix.task, item, example_id=identity, plan=mix.plan)
+        for mix, identity, item in heldout_items(config, num_items=num_items)
+    ]
     batch, _ = pack_rows(examples, size=row_size(config))
     return split_rows(batch, num_rows=config.data.batch_rows)
 

@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from data_pipelines.miniworld.manifest import RecordsError
 from unidiff_jax.config import ConfigError, load_config
 
 # Flags defined by the functions below count as the main's own, so that its --help lists them.
@@ -144,6 +143,7 @@ def describe(error: Exception) -> str | None:
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
     from data_pipelines.miniworld.generate import GenerateError
+    from data_pipelines.miniworld.manifest import RecordsError
     from unidiff_jax.evals.report import ReportError
     from unidiff_jax.sample.images import InputError
 

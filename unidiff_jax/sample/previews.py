@@ -7,8 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines.build import make_source
-from data_pipelines.mixture import parse_mixture, stable_id
+from data_pipelines.build import heldout_items
 from unidiff_jax.evals.pictures import grid
 from unidiff_jax.frames import CODECS
 from unidiff_jax.sample.images import to_picture
@@ -35,18 +34,10 @@ class Previews:
         self._pipeline = Pipeline(config, model=model, params={}, tokenizer=tokenizer, mesh=mesh)
         self._size = config.image_size
         self._folder = workdir / "samples"
-        source = make_source(config, split="validation")
-        self._items = []
-        for mix in parse_mixture(config.data.tasks):
-            found = 0
-            for index in range(len(source)):
-                rng = np.random.default_rng([mix.task.id, index])
-                item = source.item(source[index], mix.task, rng)
-                if item is not None and found < items_per_task:
-                    found += 1
-                    identity = stable_id(mix.task, index)
-                    example = self._pipeline.maker.example(mix.task, item, example_id=identity)
-                    self._items.append((mix.task, item, example))
+        self._items = [
+            (mix.task, item, self._pipeline.maker.example(mix.task, item, example_id=identity))
+            for mix, identity, item in heldout_items(config, num_items=items_per_task)
+        ]
 
     def draw(self, params: Params, *, step: int) -> Image.Image:
         """Samples all items and writes `step_00000100.png`."""

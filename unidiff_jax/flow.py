@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.frames import MAX_PATCHES
 from unidiff_jax.types import Batch, Noised, take_rows
 
 PREDICTIONS = ("v", "x", "eps")
@@ -89,7 +90,7 @@ def draw_noise(key: jax.Array, batch: Batch) -> Float[Array, "b t p"]:
     """Standard normal noise, keyed by (key, example, position of the token in the example)."""
     example = take_rows(batch.example_id, batch.token_segment)
     frame, y, x = (batch.position[..., i] for i in range(3))
-    place = (frame * 1024 + y) * 1024 + x
+    place = (frame * MAX_PATCHES + y) * MAX_PATCHES + x
     keys = _fold_each(_fold_rows(_streams(key)[1], example), place)
     channels = batch.tokens.shape[-1]
     return jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (channels,))))(keys)

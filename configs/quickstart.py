@@ -50,6 +50,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "ffn_multiple_of": 32,
         "text_gate_init": 1.0,
         "softcap": 30.0,
+        "rope_theta": 10000.0,
+        "rope_scale": 1.0,
         "scan_layers": False,
         "remat": "none",
     }
@@ -74,10 +76,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = {
         "folder": "data/miniworld-32",
         "tasks": {
-            "depth": {"weight": 0.4, "plan": "clean"},
-            "segment": {"weight": 1.2, "plan": "clean"},
-            "depth_to_image": {"weight": 2.0, "plan": "clean"},
-            "edit": {"weight": 1.0, "plan": "clean"},
+            "depth": {"weight": 0.4, "plan": "clean", "loss_weight": 1.0},
+            "segment": {"weight": 1.2, "plan": "clean", "loss_weight": 1.0},
+            "depth_to_image": {"weight": 2.0, "plan": "clean", "loss_weight": 1.0},
+            "edit": {"weight": 1.0, "plan": "clean", "loss_weight": 1.0},
         },
         "edit_kinds": ("recolor",),
         "min_reference_objects": 2,
@@ -104,6 +106,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "seed": 0,
     }
     config.optim = {
+        "name": "adamw",
         "learning_rate": 2e-3,
         "warmup_steps": 200,
         "schedule": "cosine",

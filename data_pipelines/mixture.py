@@ -42,11 +42,14 @@ class TaskMix:
       task: what it is.
       weight: share of examples, relative to the other tasks.
       plan: noise plan (`frames.PLANS`).
+      loss_weight: of its tokens in the loss. Where only a few pixels depend on the words, as in an
+        edit, the mean squared error is small however wrong they are.
     """
 
     task: Task
     weight: float
     plan: str = "clean"
+    loss_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +114,15 @@ class ExampleMaker:
         if item is None:
             return None
         dropped = rng.random() < self.caption_dropout
-        return self.example(
+        example = self.example(
             mix.task,
             item,
             example_id=stable_id(mix.task, index),
             plan=mix.plan,
             prompt="" if dropped else None,
         )
+        example["loss_mask"] = example["loss_mask"] * np.float32(mix.loss_weight)
+        return example
 
 
 def stable_id(task: Task, index: int) -> int:
@@ -126,7 +131,7 @@ def stable_id(task: Task, index: int) -> int:
 
 
 def parse_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> list[TaskMix]:
-    """The config's `data.tasks`: {name: {"weight": float, "plan": str}}.
+    """The config's `data.tasks`: {name: {"weight": float, "plan": str, "loss_weight": float}}.
 
     Raises:
       ConfigError: an unknown task or noise plan, or no task with a positive weight.

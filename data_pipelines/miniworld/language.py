@@ -190,8 +190,10 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _list_caption(scene: Scene, rng: np.random.Generator) -> str:
-    order = rng.permutation(len(scene.objects))
-    parts = _join([f"a {describe(scene.objects[i])}" for i in order])
+    """From left to right, as a reader would: the order tells equal shapes apart."""
+    seen = view(scene)
+    order = sorted(scene.objects, key=lambda o: seen[o.id].x)
+    parts = _join([f"a {describe(o)}" for o in order])
     return choose(rng, (f"{parts} on a {scene.floor} floor", f"a {scene.floor} floor with {parts}"))
 
 
@@ -232,7 +234,7 @@ def _relation_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator, *, num_captions: int = 2) -> list[str]:
-    """Captions of a scene: the first names every object, the others draw a template each."""
+    """Captions of a scene: the first names every object from left to right, the others draw a template each."""
     result = [_list_caption(scene, rng)]
     templates = [_list_caption, _count_caption, _number_caption]
     if len(scene.objects) > 1:

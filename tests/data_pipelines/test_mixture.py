@@ -107,6 +107,12 @@ def test_caption_dropout(make, rate, low, high):
     assert low <= dropped <= high
 
 
+def test_loss_weight(make):
+    tasks = {"depth": {"weight": 1.0, "loss_weight": 3.0}}
+    mask = stream(make(), tasks=tasks)[0]["loss_mask"]
+    assert sorted(set(mask.tolist())) == [0.0, 3.0]  # the given frame still has none
+
+
 def test_prompts(make):
     maker = make()
     task = get_task("depth_to_image")

@@ -53,6 +53,9 @@ class DiTConfig:
       qk_norm: layer norm over all heads of queries, keys and text keys.
       norm_eps: of the RMS norms.
       softcap: bound of the image attention's scores, 0 for none.
+      rope_theta, rope_scale: base and factor of the rotary angles, see `rope.rotation_angles`. The
+        released theta turns most pairs of a head by less than a tenth over 8 places: a small grid
+        wants a base of 10 to 100.
       fusion: how text enters, one of `FUSIONS`.
       text_gate_init: start of the text gates. 0 as released; a small model learns to read sooner
       from 1. scan_layers: see `layers.apply_layers`.
@@ -70,6 +73,8 @@ class DiTConfig:
     qk_norm: bool = True
     norm_eps: float = 1e-5
     softcap: float = 30.0
+    rope_theta: float = 10000.0
+    rope_scale: float = 1.0
     fusion: str = "cross"
     text_gate_init: float = 0.0
     scan_layers: bool = True
@@ -149,7 +154,9 @@ class DiT(nnx.Module):
         condition = jax.nn.silu(condition + jnp.where(noised.timed[..., None], time, 0))
 
         x = self.patch_embed(noised.tokens.astype(dtype))
-        angles = rotation_angles(batch.position, head_dim=c.head_dim)
+        angles = rotation_angles(
+            batch.position, head_dim=c.head_dim, theta=c.rope_theta, scale=c.rope_scale
+        )
         index = None if per_token else noised.sigma_index
         x = apply_layers(
             self.blocks,

@@ -2,7 +2,7 @@
 
 The head dimension is cut into three equal parts for the axes (frame, y, x). Axis positions are
 integers from 0, not centred and not scaled by resolution. Angle i of an axis turns by
-position * theta ** (-6 i / k); adjacent pairs (2i, 2i + 1) of the head are rotated.
+scale * position * theta ** (-6 i / k); adjacent pairs (2i, 2i + 1) of the head are rotated.
 """
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 def rotation_angles(
-    position: Int[Array, "b t 3"], *, head_dim: int, theta: float = 10000.0
+    position: Int[Array, "b t 3"], *, head_dim: int, theta: float = 10000.0, scale: float = 1.0
 ) -> Float[Array, "b t pairs"]:
     """Rotation angle of each pair, in radians.
 
@@ -20,7 +20,7 @@ def rotation_angles(
     if head_dim % 6:
         raise ValueError(f"3-D rotary embedding needs a head dimension divisible by 6: {head_dim}")
     frequency = theta ** (-jnp.arange(0, head_dim, 6, dtype=jnp.float32) / head_dim)
-    angles = position[..., None].astype(jnp.float32) * frequency  # (b, t, 3, k/6)
+    angles = position[..., None].astype(jnp.float32) * (scale * frequency)  # (b, t, 3, k/6)
     return angles.reshape(*position.shape[:-1], head_dim // 2)
 
 

@@ -71,17 +71,20 @@ def abstract_model(dit: DiTConfig, text: T5Config) -> ModelParts:
 def state_shardings(
     model: ModelParts, optimizer: optax.GradientTransformation, *, mesh: Mesh, rules: Any
 ) -> TrainState:
-    """A `TrainState` of shardings: optimizer moments and average lie as their parameters."""
+    """A `TrainState` of shardings: optimizer moments and average lie as their parameters.
+
+    A leaf of the optimizer's state belongs to the parameter on whose path its own path ends.
+    """
     params = parameter_shardings(model.shapes, model.axes, rules=rules, mesh=mesh)
     whole = replicated(mesh)
+    by_path = dict(jax.tree.leaves_with_path(params))
+
+    def sharding(path, _):
+        ends = (path[i:] for i in range(len(path)))
+        return next((by_path[end] for end in ends if end in by_path), whole)
+
     opt_shapes = jax.eval_shape(optimizer.init, model.shapes)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        opt_shapes,
-        params,
-        transform_non_params=lambda _: whole,
-    )
+    opt_state = jax.tree.map_with_path(sharding, opt_shapes)
     return TrainState(step=whole, params=params, opt_state=opt_state, ema=params, key=whole)
 
 

@@ -27,16 +27,19 @@ def test_scores_depend_on_the_difference_of_positions(query, key, move, seed):
     np.testing.assert_allclose(np.linalg.norm(turned(q, query)), np.linalg.norm(q), rtol=1e-5)
 
 
-def test_against_complex_numbers_pair_by_pair():
+@pytest.mark.parametrize(("theta", "scale"), [(10000.0, 1.0), (20.0, 2.0)])
+def test_against_complex_numbers_pair_by_pair(theta, scale):
     position = np.random.default_rng(0).integers(0, 9, (2, 5, 3)).astype(np.int32)
     x = np.random.default_rng(1).standard_normal((2, 5, 3, HEAD_DIM)).astype(np.float32)
-    angles = rotation_angles(jnp.asarray(position), head_dim=HEAD_DIM)
+    angles = rotation_angles(
+        jnp.asarray(position), head_dim=HEAD_DIM, theta=theta, scale=scale
+    )
     got = np.asarray(rotate(jnp.asarray(x), angles))
     count = HEAD_DIM // 6
     for b, t, h in np.ndindex(2, 5, 3):
         for i in range(HEAD_DIM // 2):
             axis, number = divmod(i, count)
-            angle = position[b, t, axis] * 10000.0 ** (-6 * number / HEAD_DIM)
+            angle = scale * position[b, t, axis] * theta ** (-6 * number / HEAD_DIM)
             pair = complex(*x[b, t, h, 2 * i : 2 * i + 2].tolist()) * np.exp(1j * angle)
             np.testing.assert_allclose(
                 got[b, t, h, 2 * i : 2 * i + 2], [pair.real, pair.imag], atol=1e-5

@@ -6,12 +6,19 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.metrics import summarize
-from unidiff_jax.train.optim import OptimConfig, ema_decay, make_optimizer, make_schedule
+from unidiff_jax.train.optim import (
+    OPTIMIZERS,
+    OptimConfig,
+    ema_decay,
+    make_optimizer,
+    make_schedule,
+)
 from unidiff_jax.train.step import LossTable, loss_and_gradient, make_train_step
 
 KEY = jax.random.key(3)
@@ -200,9 +207,19 @@ def test_schedules(schedule, at_end):
         np.testing.assert_allclose(rate(60), (2 + 0.2) / 2, rtol=1e-5)  # half way
 
 
-def test_only_matrices_decay(parts):
+def is_matrix(names):
+    return len([n for n in names if n != "layers"]) >= 2
+
+
+def is_turned(names):
+    """By Muon: matrices between hidden states."""
+    return is_matrix(names) and not {"vocab", "buckets", "patch"} & set(names)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_only_matrices_decay(parts, name):
     model, _, state, _ = parts
-    config = OptimConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.1)
+    config = OptimConfig(name=name, learning_rate=1.0, warmup_steps=0, weight_decay=0.1)
     optimizer = make_optimizer(config, num_steps=10, axes=model.axes)
 
     @jax.jit
@@ -213,12 +230,57 @@ def test_only_matrices_decay(parts):
     updates = update(state.params)
 
     def check(update, param, names):
-        decays = len([n for n in names if n != "layers"]) >= 2
+        decays = is_turned(names) if name == "muon" else is_matrix(names)
         np.testing.assert_allclose(update, -0.1 * param if decays else 0 * param, rtol=1e-5)
 
     jax.tree.map(check, updates, state.params, model.axes)
 
 
-def test_an_unknown_schedule():
-    with pytest.raises(ValueError, match=r"optim.schedule='exp' is unknown; one of constant"):
-        OptimConfig(learning_rate=1.0, warmup_steps=1, schedule="exp")
+def test_muon_turns_inner_matrices_alone(parts):
+    model, _, state, _ = parts
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), state.params)
+
+    def updates(optimizer):
+        return jax.jit(lambda p: optimizer.update(grads, optimizer.init(p), p)[0])(state.params)
+
+    config = OptimConfig(name="muon", learning_rate=1.0, warmup_steps=0, clip_norm=1e9)
+    muon = updates(make_optimizer(config, num_steps=10, axes=model.axes))
+    adamw = updates(optax.adamw(1.0, b2=config.b2, weight_decay=0.0, nesterov=True))
+
+    turned = []
+
+    def check(path, muon, adamw, names):
+        if not is_turned(names):
+            np.testing.assert_allclose(muon, adamw, rtol=1e-4, atol=1e-6)
+            return
+        turned.append(jax.tree_util.keystr(path))
+        # five Newton-Schulz steps bring every singular value near 1, times 0.2 sqrt(longer side)
+        values = np.linalg.svd(muon, compute_uv=False) / (0.2 * max(muon.shape[-2:]) ** 0.5)
+        assert 0.3 < values.min() and values.max() < 1.4
+
+    jax.tree.map_with_path(check, muon, adamw, model.axes)
+    assert any("ffn" in path for path in turned) and not any("patch" in path for path in turned)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_lie_as_their_parameters(name):
+    optim = OptimConfig(name=name, learning_rate=1.0, warmup_steps=1)
+    *_, state, shardings = tiny.make_state(optim=optim, rules={"embed": "data"})
+    where = dict(jax.tree.leaves_with_path(shardings.params))
+    found = 0
+    for path, leaf in jax.tree.leaves_with_path(state.opt_state):
+        ends = [path[i:] for i in range(len(path)) if path[i:] in where]
+        for end in ends:
+            assert leaf.sharding == where[end]
+        found += bool(ends)
+    count = len(where)
+    assert count < found <= 2 * count if name == "muon" else found == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "choices"), [("schedule", "exp", "constant"), ("name", "sgd", "adamw")]
+)
+def test_an_unknown_choice(key, value, choices):
+    with pytest.raises(ValueError, match=rf"optim.{key}='{value}' is unknown; one of {choices}"):
+        OptimConfig(learning_rate=1.0, warmup_steps=1, **{key: value})

@@ -34,7 +34,7 @@ from data_pipelines.miniworld.manifest import NAME, RecordsError
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
 from launch import command
-from unidiff_jax.config import ConfigError, config_error
+from unidiff_jax.config import ConfigError, config_error, to_dict
 from unidiff_jax.flops import train_flops
 from unidiff_jax.flow import FlowConfig
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
@@ -122,6 +122,7 @@ class Bench:
             in_shardings=(self._shardings, rows),
             out_shardings=(self._shardings, replicated(self.mesh)),
             donate_argnums=0,
+            compiler_options=to_dict(self.config.train.compiler_options) or None,
         )
         start = time.perf_counter()
         compiled = jitted.lower(self.state, self.batches[0]).compile()

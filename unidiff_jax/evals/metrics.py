@@ -22,7 +22,7 @@ score on ground-truth renders (the ceiling) belongs beside every number that use
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -380,6 +380,20 @@ def object_list_scores(
     return ObjectListScores(
         *(np.asarray(x, dtype=np.float64) for x in (count_exact, list_exact, color_recall))
     )
+
+
+def multiset_agreement(
+    found: Sequence[Sequence[Hashable]], *, expected: Sequence[Sequence[Hashable]]
+) -> PerItem:
+    """Things that are both found and expected, each counted once, over the longer list's length.
+
+    So a missing thing costs as much as one too many.
+    """
+    shares = [
+        (Counter(have) & Counter(want)).total() / max(len(have), len(want)) if want else np.nan
+        for have, want in zip(found, expected, strict=True)
+    ]
+    return np.asarray(shares, dtype=np.float64)
 
 
 def box_iou(

@@ -4,6 +4,7 @@ A benchmark number means nothing beside no number. The floors of `miniworld_task
 these statistics, measured at the resolution in use, and never from the split that is scored.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from data_pipelines.miniworld.items import MiniWorldSource
 from data_pipelines.miniworld.render import PALETTE
+from unidiff_jax.evals.shapes import ShapeVerifier
 
 NUM_RECORDS = 4000
 """Records that are read, from the first: beyond these the means no longer move."""
@@ -30,6 +32,8 @@ class TrainingStatistics(NamedTuple):
       ramp_fit: depth of an object pixel = fit . (1, row, column), both in [0, 1].
       color_means: mean of an object's pixels by its colour, in [0, 1].
       color_counts: objects of each colour.
+      shape_counts: objects of each shape.
+      shape_verifier: names the shape of a detected object.
       pictures: the first training pictures.
     """
 
@@ -40,12 +44,19 @@ class TrainingStatistics(NamedTuple):
     ramp_fit: Float[np.ndarray, "3"]
     color_means: dict[str, Float[np.ndarray, "3"]]
     color_counts: dict[str, int]
+    shape_counts: dict[str, int]
+    shape_verifier: ShapeVerifier
     pictures: UInt8[np.ndarray, "k h w 3"]
 
 
 def luminance(images: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b"]:
     """Rec. 601 luma of images in [0, 1]."""
     return images @ np.array([0.299, 0.587, 0.114])
+
+
+def min_object_pixels(size: tuple[int, int]) -> int:
+    """`detect_objects`' 15 pixels are for 64-pixel pictures; a quarter of them at 32."""
+    return max(2, round(15 * size[0] * size[1] / 64**2))
 
 
 def pixel_grid(size: tuple[int, int]) -> Float[np.ndarray, "h w 2"]:
@@ -68,6 +79,8 @@ def training_statistics(
     grid = np.broadcast_to(pixel_grid(depth.shape[1:]), (*depth.shape, 2))[on_object]
     luma = luminance(images[on_object])[:, None]
 
+    shapes = [[body["shape"] for body in record.scenes[0]["objects"]] for record in records]
+
     sums = {name: np.zeros(3) for name in PALETTE}
     pixels = dict.fromkeys(PALETTE, 0)
     counts = dict.fromkeys(PALETTE, 0)
@@ -88,6 +101,14 @@ def training_statistics(
             for name in PALETTE
         },
         color_counts=counts,
+        shape_counts=dict(Counter(shape for row in shapes for shape in row)),
+        shape_verifier=ShapeVerifier.fit(
+            rgb,
+            instances=instance,
+            shapes=shapes,
+            palette=PALETTE,
+            min_pixels=min_object_pixels(rgb.shape[1:3]),
+        ),
         pictures=rgb[:NUM_PICTURES],
     )
 

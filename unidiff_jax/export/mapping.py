@@ -1,29 +1,96 @@
-"""One table between our parameters and the tensors of the official OneDiffusion transformer.
+"""Tables between our parameters and the tensors of released PyTorch folders.
 
-A line of the table is (our path, official name, kind). `{i}` in the official name is the block's
-number: our blocks are stacked along a leading axis. A `matrix` is transposed, because PyTorch keeps
-(output, input) and we keep (input, output); a `vector` is taken as it is.
+A line of a table is (our path, official name, kind). `{i}` in the official name is the block's
+number: our blocks are stacked along a leading axis. PyTorch keeps a dense layer as (output, input)
+and a convolution as (output, input, height, width); we keep (input, output) and (height, width,
+input, output). The same table reads and writes.
+
+Tensors may be numpy arrays or anything else with `shape` and slicing, such as the parts of a file:
+only what a device holds is read.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.types import Params
+
+Index = tuple[slice, ...]
+
+_OFFICIAL_AXES = {"vector": None, "matrix": (1, 0), "conv": (3, 2, 0, 1)}
+"""Kind -> for each official axis, ours."""
 
 
 class MappingError(ValueError):
     """Tensors that do not fit the model; the message lists every fault."""
 
 
+class Tensor(Protocol):
+    """A tensor that is read where it is indexed."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...
+
+
 class Entry(NamedTuple):
-    """One line of the table."""
+    """One line of a table."""
 
     path: str
     official: str
     kind: str
+
+    @property
+    def stacked(self) -> bool:
+        return "{i}" in self.official
+
+    def names(self, depth: int) -> list[str]:
+        """Official names, one a layer where our parameter is stacked."""
+        if not self.stacked:
+            return [self.official]
+        return [self.official.format(i=i) for i in range(depth)]
+
+    def to_official(self, value: np.ndarray) -> np.ndarray:
+        """One layer of our parameter as the official tensor."""
+        axes = _OFFICIAL_AXES[self.kind]
+        return np.ascontiguousarray(value if axes is None else value.transpose(axes))
+
+    def read(self, tensor: Tensor, index: Index) -> np.ndarray:
+        """Our slice of one layer."""
+        axes = _OFFICIAL_AXES[self.kind]
+        if axes is None:
+            return np.asarray(tensor[index])
+        part = np.asarray(tensor[tuple(index[axis] for axis in axes)])
+        return part.transpose(np.argsort(axes))
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """Shape of one layer of our parameter, from the official tensor's."""
+        axes, shape = _OFFICIAL_AXES[self.kind], tuple(tensor.shape)
+        if axes is None or len(shape) != len(axes):
+            return shape
+        return tuple(shape[official] for official in np.argsort(axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All lines of one model.
+
+    Attributes:
+      entries: the lines.
+      depth: number of stacked layers.
+      ignored: beginnings of official names that have no parameter here, such as a decoder's.
+    """
+
+    entries: tuple[Entry, ...]
+    depth: int = 0
+    ignored: tuple[str, ...] = ()
 
 
 def _linear(path: str, official: str, *, bias: bool) -> list[Entry]:
@@ -36,8 +103,10 @@ def _norm(path: str, official: str, *, bias: bool) -> list[Entry]:
     return [Entry(f"{path}/{name}", f"{official}.{name}", "vector") for name in names]
 
 
-_BLOCK = "layers.{i}"
-_ATTENTION = f"{_BLOCK}.attention"
+# -------------------------------------------------------------------------------------- the tables
+
+_DIT = "layers.{i}"
+_DIT_ATTENTION = f"{_DIT}.attention"
 
 DIT_TABLE: tuple[Entry, ...] = (
     *_linear("patch_embed", "x_embedder", bias=True),
@@ -45,44 +114,97 @@ DIT_TABLE: tuple[Entry, ...] = (
     *_linear("sigma_embed/out", "t_embedder.mlp.2", bias=True),
     *_norm("text_norm", "y_embedder.0", bias=True),
     *_linear("text_embed", "y_embedder.1", bias=True),
-    *_linear("blocks/modulation", f"{_BLOCK}.adaLN_modulation.1", bias=True),
-    *_norm("blocks/attention_norm", f"{_BLOCK}.attention_norm1", bias=False),
-    *_norm("blocks/attention_out_norm", f"{_BLOCK}.attention_norm2", bias=False),
-    *_norm("blocks/text_norm", f"{_BLOCK}.attention_y_norm", bias=False),
-    *_linear("blocks/attention/q", f"{_ATTENTION}.wq", bias=False),
-    *_linear("blocks/attention/k", f"{_ATTENTION}.wk", bias=False),
-    *_linear("blocks/attention/v", f"{_ATTENTION}.wv", bias=False),
-    *_linear("blocks/attention/text_k", f"{_ATTENTION}.wk_y", bias=False),
-    *_linear("blocks/attention/text_v", f"{_ATTENTION}.wv_y", bias=False),
-    *_linear("blocks/attention/out", f"{_ATTENTION}.wo", bias=False),
-    Entry("blocks/attention/text_gate", f"{_ATTENTION}.gate", "vector"),
-    *_norm("blocks/attention/q_norm", f"{_ATTENTION}.q_norm", bias=True),
-    *_norm("blocks/attention/k_norm", f"{_ATTENTION}.k_norm", bias=True),
-    *_norm("blocks/attention/text_k_norm", f"{_ATTENTION}.ky_norm", bias=True),
-    *_norm("blocks/ffn_norm", f"{_BLOCK}.ffn_norm1", bias=False),
-    *_norm("blocks/ffn_out_norm", f"{_BLOCK}.ffn_norm2", bias=False),
-    *_linear("blocks/ffn/gate", f"{_BLOCK}.feed_forward.w1", bias=False),
-    *_linear("blocks/ffn/down", f"{_BLOCK}.feed_forward.w2", bias=False),
-    *_linear("blocks/ffn/up", f"{_BLOCK}.feed_forward.w3", bias=False),
+    *_linear("blocks/modulation", f"{_DIT}.adaLN_modulation.1", bias=True),
+    *_norm("blocks/attention_norm", f"{_DIT}.attention_norm1", bias=False),
+    *_norm("blocks/attention_out_norm", f"{_DIT}.attention_norm2", bias=False),
+    *_norm("blocks/text_norm", f"{_DIT}.attention_y_norm", bias=False),
+    *_linear("blocks/attention/q", f"{_DIT_ATTENTION}.wq", bias=False),
+    *_linear("blocks/attention/k", f"{_DIT_ATTENTION}.wk", bias=False),
+    *_linear("blocks/attention/v", f"{_DIT_ATTENTION}.wv", bias=False),
+    *_linear("blocks/attention/text_k", f"{_DIT_ATTENTION}.wk_y", bias=False),
+    *_linear("blocks/attention/text_v", f"{_DIT_ATTENTION}.wv_y", bias=False),
+    *_linear("blocks/attention/out", f"{_DIT_ATTENTION}.wo", bias=False),
+    Entry("blocks/attention/text_gate", f"{_DIT_ATTENTION}.gate", "vector"),
+    *_norm("blocks/attention/q_norm", f"{_DIT_ATTENTION}.q_norm", bias=True),
+    *_norm("blocks/attention/k_norm", f"{_DIT_ATTENTION}.k_norm", bias=True),
+    *_norm("blocks/attention/text_k_norm", f"{_DIT_ATTENTION}.ky_norm", bias=True),
+    *_norm("blocks/ffn_norm", f"{_DIT}.ffn_norm1", bias=False),
+    *_norm("blocks/ffn_out_norm", f"{_DIT}.ffn_norm2", bias=False),
+    *_linear("blocks/ffn/gate", f"{_DIT}.feed_forward.w1", bias=False),
+    *_linear("blocks/ffn/down", f"{_DIT}.feed_forward.w2", bias=False),
+    *_linear("blocks/ffn/up", f"{_DIT}.feed_forward.w3", bias=False),
     *_linear("out_scale", "final_layer.adaLN_modulation.1", bias=True),
     *_linear("out", "final_layer.linear", bias=True),
 )
 
-
 _QK_NORM = ("blocks/attention/q_norm/", "blocks/attention/k_norm/", "blocks/attention/text_k_norm/")
 
+_T5 = "encoder.block.{i}.layer"
+_T5_ATTENTION = f"{_T5}.0.SelfAttention"
 
-def dit_table(config: DiTConfig) -> list[Entry]:
-    """The lines that a model of this config has."""
-    return [e for e in DIT_TABLE if config.qk_norm or not e.path.startswith(_QK_NORM)]
+T5_TABLE: tuple[Entry, ...] = (
+    Entry("embedding", "shared.weight", "vector"),
+    Entry(
+        "position_bias",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "vector",
+    ),
+    *_norm("blocks/attention_norm", f"{_T5}.0.layer_norm", bias=False),
+    *_linear("blocks/q", f"{_T5_ATTENTION}.q", bias=False),
+    *_linear("blocks/k", f"{_T5_ATTENTION}.k", bias=False),
+    *_linear("blocks/v", f"{_T5_ATTENTION}.v", bias=False),
+    *_linear("blocks/out", f"{_T5_ATTENTION}.o", bias=False),
+    *_norm("blocks/ffn_norm", f"{_T5}.1.layer_norm", bias=False),
+    *_linear("blocks/ffn_gate", f"{_T5}.1.DenseReluDense.wi_0", bias=False),
+    *_linear("blocks/ffn_up", f"{_T5}.1.DenseReluDense.wi_1", bias=False),
+    *_linear("blocks/ffn_down", f"{_T5}.1.DenseReluDense.wo", bias=False),
+    *_norm("final_norm", "encoder.final_layer_norm", bias=False),
+)
 
 
-def to_official(params: Params, *, config: DiTConfig) -> dict[str, np.ndarray]:
-    """The official state dict of a transformer's parameters.
+def dit_table(config: DiTConfig) -> Table:
+    """The official OneDiffusion transformer (NextDiT)."""
+    kept = (e for e in DIT_TABLE if config.qk_norm or not e.path.startswith(_QK_NORM))
+    return Table(tuple(kept), depth=config.depth)
+
+
+def t5_table(config: T5Config) -> Table:
+    """transformers' `T5EncoderModel`; a whole T5's decoder is left out."""
+    ignored = ("encoder.embed_tokens.", "decoder.", "lm_head.")
+    return Table(T5_TABLE, depth=config.num_layers, ignored=ignored)
+
+
+def vae_table(shapes: Params) -> Table:
+    """diffusers' `AutoencoderKL`: our tree has its names, and the rank tells the kind."""
+    kinds = {1: "vector", 2: "matrix", 4: "conv"}
+    return Table(
+        tuple(
+            Entry(path, path.replace("/", "."), kinds[len(leaf.shape)])
+            for path, leaf in _flatten(shapes).items()
+        )
+    )
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def modern_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of today's diffusers for folders that were written with its first attention layer."""
+    return {
+        ".".join(_OLD_ATTENTION.get(part, part) for part in name.split(".")): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+# ------------------------------------------------------------------------------- reading, writing
+
+
+def to_official(params: Params, *, table: Table) -> dict[str, np.ndarray]:
+    """The official state dict of a model's parameters.
 
     Args:
-      params: of a `DiT`, nested.
-      config: its sizes.
+      params: nested.
+      table: of the model.
 
     Raises:
       MappingError: a parameter is missing, or one is left over.
@@ -90,62 +212,76 @@ def to_official(params: Params, *, config: DiTConfig) -> dict[str, np.ndarray]:
     flat = _flatten(params)
     tensors: dict[str, np.ndarray] = {}
     faults = []
-    for entry in dit_table(config):
+    for entry in table.entries:
         if entry.path not in flat:
             faults.append(f"no parameter {entry.path}")
             continue
         value = np.asarray(flat.pop(entry.path))
-        for name, part in _layers(entry, value, depth=config.depth):
-            tensors[name] = np.ascontiguousarray(part.T if entry.kind == "matrix" else part)
+        parts = value if entry.stacked else value[None]
+        for name, part in zip(entry.names(table.depth), parts, strict=True):
+            tensors[name] = entry.to_official(part)
     _raise(faults + [f"parameter {path} has no official name" for path in sorted(flat)])
     return tensors
 
 
 def from_official(
-    tensors: Mapping[str, np.ndarray], shapes: Params, *, config: DiTConfig
+    tensors: Mapping[str, Tensor],
+    shapes: Params,
+    *,
+    table: Table,
+    dtype: Any = np.float32,
+    shardings: Params | None = None,
 ) -> Params:
-    """Parameters of a `DiT` from the official state dict.
+    """Parameters from an official state dict; nothing is read before everything fits.
 
     Args:
       tensors: by official name.
       shapes: arrays or shapes of the parameters, nested.
-      config: the sizes.
+      table: of the model.
+      dtype: of the result.
+      shardings: where each parameter goes, nested; a process reads only what its devices hold, one
+        parameter at a time. None gives numpy arrays.
 
     Raises:
       MappingError: lists every tensor that is missing, left over or of another shape.
     """
-    left, wanted = dict(tensors), _flatten(shapes)
-    flat: dict[str, np.ndarray] = {}
-    faults = []
-    for entry in dit_table(config):
-        stacked = "{i}" in entry.official
-        shape = wanted[entry.path].shape
+    left = {k: v for k, v in tensors.items() if not k.startswith(table.ignored or "\0")}
+    wanted = _flatten(shapes)
+    faults, readers = [], {}
+    for entry in table.entries:
+        shape = tuple(wanted[entry.path].shape)
         parts = []
-        for name in _names(entry, depth=config.depth):
+        for name in entry.names(table.depth):
             if name not in left:
                 faults.append(f"no tensor {name}")
                 continue
-            part = np.asarray(left.pop(name), np.float32)
-            part = part.T if entry.kind == "matrix" else part
-            expected = tuple(shape[1:] if stacked else shape)
-            if part.shape != expected:
-                faults.append(f"{name} gives {part.shape}, {entry.path} has {expected}")
-            parts.append(part)
-        if not faults:
-            flat[entry.path] = np.stack(parts) if stacked else parts[0]
+            parts.append(left.pop(name))
+            expected = shape[1:] if entry.stacked else shape
+            if entry.shape(parts[-1]) != expected:
+                faults.append(f"{name} gives {entry.shape(parts[-1])}, {entry.path} has {expected}")
+        readers[entry.path] = _reader(entry, parts, dtype)
     _raise(faults + [f"tensor {name} has no place" for name in sorted(left)])
+    places: dict[str, Sharding] = _flatten(shardings) if shardings else {}
+    flat = {}
+    for path, read in readers.items():
+        shape = tuple(wanted[path].shape)
+        if path in places:
+            flat[path] = jax.make_array_from_callback(shape, places[path], read)
+        else:
+            flat[path] = read(tuple(slice(None) for _ in shape))
     return _nest(flat)
 
 
-def _names(entry: Entry, *, depth: int) -> list[str]:
-    if "{i}" not in entry.official:
-        return [entry.official]
-    return [entry.official.format(i=i) for i in range(depth)]
+def _reader(entry: Entry, parts: Sequence[Tensor], dtype: Any) -> Callable[[Index], np.ndarray]:
+    """Reads a slice of our parameter from the tensors of its layers."""
 
+    def read(index: Index) -> np.ndarray:
+        if not entry.stacked:
+            return entry.read(parts[0], index).astype(dtype)
+        layers = [entry.read(part, index[1:]).astype(dtype) for part in parts[index[0]]]
+        return np.stack(layers)
 
-def _layers(entry: Entry, value: np.ndarray, *, depth: int) -> list[tuple[str, np.ndarray]]:
-    parts = value if "{i}" in entry.official else value[None]
-    return list(zip(_names(entry, depth=depth), parts, strict=True))
+    return read
 
 
 def _raise(faults: list[str]) -> None:
@@ -153,21 +289,23 @@ def _raise(faults: list[str]) -> None:
         raise MappingError("\n".join(faults))
 
 
-def _flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Paths with slashes; the keys of a list's elements are their numbers."""
     flat = {}
     for name, value in tree.items():
         flat |= (
             _flatten(value, f"{prefix}{name}/")
             if isinstance(value, dict)
-            else {prefix + name: value}
+            else {f"{prefix}{name}": value}
         )
     return flat
 
 
-def _nest(flat: Mapping[str, np.ndarray]) -> Params:
+def _nest(flat: Mapping[str, Any]) -> Params:
+    """Inverse of `_flatten`."""
     tree: Params = {}
     for path, value in flat.items():
-        *parents, name = path.split("/")
+        *parents, name = [int(key) if key.isdigit() else key for key in path.split("/")]
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})

@@ -49,7 +49,9 @@ class DiTConfig:
       num_heads: query heads; d / num_heads must be divisible by 6.
       num_kv_heads: key and value heads of image and text.
       text_dim: width of the text states.
+      out_dim: channels of a token's prediction; None is `patch_dim`.
       ffn_multiple_of: the feed-forward width 8 d / 3 is rounded up to a multiple of this.
+      ffn_dim_multiplier: scales the feed-forward width before it is rounded.
       qk_norm: layer norm over all heads of queries, keys and text keys.
       norm_eps: of the RMS norms.
       softcap: bound of the image attention's scores, 0 for none.
@@ -69,7 +71,9 @@ class DiTConfig:
     num_heads: int
     num_kv_heads: int
     text_dim: int
+    out_dim: int | None = None
     ffn_multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
     qk_norm: bool = True
     norm_eps: float = 1e-5
     softcap: float = 30.0
@@ -113,6 +117,8 @@ class DiTConfig:
     @property
     def ffn_dim(self) -> int:
         width = int(2 * 4 * self.hidden_dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            width = int(self.ffn_dim_multiplier * width)
         return -(-width // self.ffn_multiple_of) * self.ffn_multiple_of
 
 
@@ -134,11 +140,12 @@ class DiT(nnx.Module):
         self.out_scale = Linear(
             c.condition_dim, c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
         )
-        self.out = Linear(c.hidden_dim, c.patch_dim, axes=("embed", "patch"), bias=True, rngs=rngs)
+        out_dim = c.out_dim or c.patch_dim
+        self.out = Linear(c.hidden_dim, out_dim, axes=("embed", "patch"), bias=True, rngs=rngs)
 
     def __call__(
         self, batch: Batch, noised: Noised, text: Float[Array, "b s e"]
-    ) -> Float[Array, "b t p"]:
+    ) -> Float[Array, "b t o"]:
         """Predicts velocity, data or noise (`flow.FlowConfig.prediction`) for every token."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         text = text.astype(dtype)

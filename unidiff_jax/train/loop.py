@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipelines.build import check_data, heldout_batches, make_loader, make_tokenizer
 from data_pipelines.loader import gather_state, to_devices
 from unidiff_jax import flow
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
@@ -101,6 +101,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
         in_shardings=(shardings, rows),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=to_dict(config.train.compiler_options) or None,
     )
     eval_fn = jax.jit(
         functools.partial(loss_table, graphdef=model.graphdef, config=flow_config),

@@ -45,7 +45,9 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
-            raise ConfigError(f"optim.name={self.name!r} is unknown; one of {', '.join(OPTIMIZERS)}")
+            raise ConfigError(
+                f"optim.name={self.name!r} is unknown; one of {', '.join(OPTIMIZERS)}"
+            )
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"optim.schedule={self.schedule!r} is unknown; one of {', '.join(SCHEDULES)}"

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "train.sample_every",
     "train.save_every",
     "train.keep",
+    "train.compiler_options",
     "data.prefetch",
     "data.read_threads",
     "data.folder",

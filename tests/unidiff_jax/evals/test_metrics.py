@@ -224,6 +224,15 @@ def test_color_agreement_counts_wrong_hue_and_background_as_wrong():
         metrics.instance_colors(instances, colors=[["red"]], palette=PALETTE)
 
 
+def test_multiset_agreement():
+    found = [["a", "a", "b"], ["a"], [], ["a", "b", "c", "d"]]
+    expected = [["a", "b", "b"], ["a"], ["a"], ["a", "b"]]
+    np.testing.assert_allclose(
+        metrics.multiset_agreement(found, expected=expected), [2 / 3, 1, 0, 0.5]
+    )
+    assert np.isnan(metrics.multiset_agreement([["a"]], expected=[[]])).all()
+
+
 def test_detected_objects_score_against_the_caption():
     images = np.stack(
         [

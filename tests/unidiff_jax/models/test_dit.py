@@ -13,7 +13,7 @@ import tiny
 from flax import nnx
 
 from unidiff_jax import flow
-from unidiff_jax.export.mapping import MappingError, from_official, to_official
+from unidiff_jax.export.mapping import MappingError, dit_table, from_official, to_official
 from unidiff_jax.frames import patchify
 from unidiff_jax.models.dit import DiT, DiTConfig, pool_text, spread
 from unidiff_jax.types import Batch, Noised
@@ -45,7 +45,7 @@ def official(name):
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= safetensors.numpy.load_file(file)
     shapes = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))[1])
-    return config, tensors, from_official(tensors, shapes, config=config)
+    return config, tensors, from_official(tensors, shapes, table=dit_table(config))
 
 
 def one_example_a_row(case):
@@ -144,7 +144,7 @@ def test_equals_the_official_network(name, case, softcap):
 @pytest.mark.parametrize("name", ["tiny_qknorm", "tiny_gqa", "tiny_hot"])
 def test_official_names_round_trip(name):
     config, tensors, params = official(name)
-    again = to_official(params, config=config)
+    again = to_official(params, table=dit_table(config))
     assert again.keys() == tensors.keys()
     for key, value in tensors.items():
         np.testing.assert_array_equal(again[key], value, err_msg=key)
@@ -157,14 +157,14 @@ def test_tensors_that_do_not_fit_are_all_named():
     wrong["layers.1.attention.gate"] = np.zeros(5, np.float32)
     wrong["layers.2.attention.gate"] = np.zeros(4, np.float32)
     with pytest.raises(MappingError) as caught:
-        from_official(wrong, params, config=config)
+        from_official(wrong, params, table=dit_table(config))
     assert str(caught.value).splitlines() == [
         "no tensor x_embedder.weight",
         "layers.1.attention.gate gives (5,), blocks/attention/text_gate has (4,)",
         "tensor layers.2.attention.gate has no place",
     ]
     with pytest.raises(MappingError, match="parameter more has no official name"):
-        to_official(params | {"more": np.zeros(1)}, config=config)
+        to_official(params | {"more": np.zeros(1)}, table=dit_table(config))
 
 
 # --------------------------------------------------------------------------------------- isolation

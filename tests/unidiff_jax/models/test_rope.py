@@ -31,9 +31,7 @@ def test_scores_depend_on_the_difference_of_positions(query, key, move, seed):
 def test_against_complex_numbers_pair_by_pair(theta, scale):
     position = np.random.default_rng(0).integers(0, 9, (2, 5, 3)).astype(np.int32)
     x = np.random.default_rng(1).standard_normal((2, 5, 3, HEAD_DIM)).astype(np.float32)
-    angles = rotation_angles(
-        jnp.asarray(position), head_dim=HEAD_DIM, theta=theta, scale=scale
-    )
+    angles = rotation_angles(jnp.asarray(position), head_dim=HEAD_DIM, theta=theta, scale=scale)
     got = np.asarray(rotate(jnp.asarray(x), angles))
     count = HEAD_DIM // 6
     for b, t, h in np.ndindex(2, 5, 3):

@@ -5,8 +5,8 @@
 Hardware: two CPU cores, 8 GB. Expected result: the table in the README.
 
 What was tried, on two cores that did other work too. Values on the validation split: skill of
-object depth, cIoU of segmentation, share of object pixels in the right colour (depth to image), gain
-of recolouring on the changed pixels. `examples` is thousands seen in training.
+object depth, cIoU of segmentation, share of object pixels in the right colour (depth to image),
+gain of recolouring on the changed pixels. `examples` is thousands seen in training.
 
 | patch, width x depth | optimizer | examples | depth | segment | to image | recolour |
 |---|---|---|---|---|---|---|
@@ -24,18 +24,18 @@ of recolouring on the changed pixels. `examples` is thousands seen in training.
 | the same, loss weights | Muon 5e-3 | 24 | .68 | .42 | .49 | .18 |
 | the same, loss weights | Muon 5e-3 | 128 | .73 | .68 | .61 | .62 |
 
-So: score data and not velocity, and draw high noise levels (N(m): logit-normal of mean m; 2 from the
-fourth row on). There the answer must come from the condition and the words; at low levels the noisy
-target itself tells it. Patches of 4 pixels copy the source sharply where patches of 8 blur it, at 2.5
-times the cost an example; Muon needs half of AdamW's examples; a rotary base of 20 (and twice the
-angle) helps a little on a grid of 8 x 8, where the released 10000 leaves most pairs unturned. A
-recolouring changes a tenth of the pixels, so its squared error is small: hence the loss weights.
-Captions name the objects from left to right, since depth cannot tell equal shapes apart.
+So: score data and not velocity, and draw high noise levels (N(m): logit-normal of mean m; 2 from
+the fourth row on). There the answer must come from the condition and the words; at low levels the
+noisy target itself tells it. Patches of 4 pixels copy the source sharply where patches of 8 blur
+it, at 2.5 times the cost an example; Muon needs half of AdamW's examples; a rotary base of 20 (and
+twice the angle) helps a little on a grid of 8 x 8, where the released 10000 leaves most pairs
+unturned. A recolouring changes a tenth of the pixels, so its squared error is small: hence the loss
+weights. Captions name the objects from left to right, since depth cannot tell equal shapes apart.
 
-Speed: a row holds one example, because attention over rows of 128 tokens costs less than what four
-examples in a row of 512 save in padded text (a third of the step). No softcap: its hyperbolic tangent
-over all scores is a tenth of attention. Scanned layers cost 15 %.
-`launch.command.keep_freed_memory` halves the step.
+Speed: a row holds one example, because attention over rows of 128 tokens saves more (a third of
+the step) than four examples in a row of 512 save in padded text. No softcap: its hyperbolic tangent
+over all scores is a tenth of attention. One thread a matrix product (`train.compiler_options`)
+saves a sixth. Scanned layers cost 15 %. `launch.command.keep_freed_memory` halves the step.
 """
 
 from ml_collections import ConfigDict
@@ -130,7 +130,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = {
         "num_steps": args.steps,
         "num_microbatches": 1,
-        # a thread a matrix product: at this size, products side by side beat shared ones by a fifth
+        # a thread a matrix product: small products run faster side by side than cut in two
         "compiler_options": {"xla_cpu_multi_thread_eigen": False},
         "log_every": 100,
         "eval_every": 500,

@@ -1,10 +1,11 @@
 """Cameras as ray frames: poses to Plücker rays, and rays back to poses.
 
-A ray frame holds six numbers a place, the direction d of the ray and its moment o x d, seen from the
-first camera (Zhang et al. 2024, "Cameras as Rays"; OneDiffusion section 3.3, which writes the moment
-first). Everything follows the released code, whose conventions are these:
+A ray frame holds six numbers a place, the direction d of the ray and its moment o x d, seen from
+the first camera (Zhang et al. 2024, "Cameras as Rays"; OneDiffusion section 3.3, which writes the
+moment first). Everything follows the released code, whose conventions are these:
 
-- camera to world (c2w) matrices are OpenGL's: the camera looks along -z, y is up, the world's z is up;
+- camera to world (c2w) matrices are OpenGL's: the camera looks along -z, y is up; the world's z is
+  up;
 - inside, vectors are rows: x_camera = x_world R + T, with x to the left, y up and z forward;
 - image coordinates run from +1 at the left and top to -1, the shorter side of the picture.
 

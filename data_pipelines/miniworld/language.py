@@ -234,7 +234,7 @@ def _relation_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator, *, num_captions: int = 2) -> list[str]:
-    """Captions of a scene: the first names every object from left to right, the others draw a template each."""
+    """Captions: the first names every object from left to right, the others draw a template."""
     result = [_list_caption(scene, rng)]
     templates = [_list_caption, _count_caption, _number_caption]
     if len(scene.objects) > 1:

@@ -311,7 +311,7 @@ def _text_to_image(setting: Setting) -> Protocol:
         title=found.task.title,
         metric="colour-shape binding",
         text=(
-            "Verified objects with the colour and the shape of an object of the caption, each counted "
+            "Verified objects with the colour and the shape of one of the caption's, each counted "
             "once, over the number of objects (of the caption's or of the picture's, whichever is "
             "more); shapes are named by nearest training objects, whose mistakes "
             "on small objects make the ceiling. The floor 'one shape' is the exact scene with "

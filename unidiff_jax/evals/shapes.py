@@ -1,9 +1,9 @@
 """Which shape a verified object has: the nearest training objects vote.
 
-A detector gives boxes of one colour (`metrics.detect_objects`). What is inside tells a sphere from a
-cube: the outline and the shading. Both are compared after a square crop is drawn at one small size,
-so that place, scale and colour do not count. The verifier learns from true pictures of the training
-split alone, and every report prints what it makes of the true test pictures: the ceiling.
+A detector gives boxes of one colour (`metrics.detect_objects`). What is inside tells a sphere from
+a cube: the outline and the shading. Both are compared after a square crop is drawn at one small
+size, so that place, scale and colour do not count. The verifier learns from true pictures of the
+training split alone, and every report prints what it makes of the true test pictures: the ceiling.
 """
 
 from collections.abc import Sequence

@@ -2,11 +2,11 @@
 
 Pictures are (b, h, w, 3) in [-1, 1], latents (b, h / d, w / d, c). The tree of modules has the
 names of diffusers' tensors, so that the mapping between the two is mechanical: a convolution is
-(out, in, kh, kw) there and (kh, kw, in, out) here, a dense layer (out, in) there and (in, out) here.
+(out, in, kh, kw) there and (kh, kw, in, out) here, a dense layer (out, in) and (in, out).
 
 Encoder: a convolution, then per stage `layers_per_block` residual blocks and (but for the last) a
-convolution of stride 2; a middle of block, attention, block; norm, SiLU, convolution to the mean and
-log-variance of the posterior. The decoder is its mirror image with one block more a stage.
+convolution of stride 2; a middle of block, attention, block; norm, SiLU, convolution to the mean
+and log-variance of the posterior. The decoder is its mirror image with one block more a stage.
 """
 
 import dataclasses

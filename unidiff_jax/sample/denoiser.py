@@ -132,8 +132,8 @@ def abstract_params(config: DiTConfig) -> Params:
 class RopeScaling:
     """Longer tables than in training (OneDiffusion, time-aware).
 
-    While every level is below `watershed` (0..1000) positions are divided by `factor`; from there on
-    the rotary base is multiplied by it. Factor 1 does nothing.
+    While every level is below `watershed` (0..1000) positions are divided by `factor`; from there
+    on the rotary base is multiplied by it. Factor 1 does nothing.
     """
 
     factor: float = 1.0

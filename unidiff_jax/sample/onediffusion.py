@@ -4,21 +4,20 @@
     pipe("[[text2image]] a red cat").images[0].save("cat.png")
     pipe.img2img("[[depth2image]] a cat", image=[photo], denoise_mask=[0, 1]).images[0]
 
-A call is a row of frames: a mask entry 1 is made from noise, an entry 0 is given. Images are encoded,
-given latents stay clean and carry the time of the last step, guidance mixes the prompt with the
-negative one, Euler steps go from sigma 1 to 0, and the frames that were made are decoded. The loop is
-one compiled program a shape and stays on the device; every prompt is encoded once.
+A call is a row of frames: a mask entry 1 is made from noise, an entry 0 is given. Images are
+encoded, given latents stay clean and carry the time of the last step, guidance mixes the prompt
+with the negative one, Euler steps go from sigma 1 to 0, and the frames that were made are decoded.
+The loop is one compiled program a shape and stays on the device; every prompt is encoded once.
 
 What the official code does and a reader would not expect is kept while `official_quirks` is on:
 
-- conditions are draws from the autoencoder's posterior, not its mean;
-- the latents' shift_factor is ignored;
-- pictures without a value below 128 in any input are normalised twice;
-- a ray frame that is generated is also decoded into a picture.
+- conditions are draws from the autoencoder's posterior; off, its mean;
+- the latents' `shift_factor` is ignored; off, it is applied;
+- pictures are normalised twice where no value of any of them is below 128; off, once;
+- the text encoder's weights are rounded to float16, whatever `dtype` says; off, they are not.
 
-The last is kept always; off, the others become mean, shift and one normalisation. Fixed always: a
-list of prompts, several images a prompt and cameras that are all unknown crash in the official code.
-Its text encoder lies in float16, so its weights are rounded to it here too (a quirk).
+Kept always: a camera frame that is made is also decoded into a picture. Fixed always: a list of
+prompts, several pictures a prompt and cameras that are all unknown crash in the official code.
 """
 
 import dataclasses
@@ -247,7 +246,7 @@ class OneDiffusionPipeline:
           multiview_intrinsics: in picture widths and heights, with `multiview_c2ws`.
           multiview_focal_length: in picture widths, where there are no intrinsics.
           noise_scale: scales the number of tokens in the schedule's dynamic shift.
-          noise: initial latents (B, F, C, h, w) instead of the seed's; given frames are overwritten.
+          noise: initial latents (B, F, C, h, w), not the seed's; given frames are overwritten.
           posterior_noise: (images, C, h, w), the posterior's draws.
           seed: of both.
           output_type: `pil` or `np`.
@@ -258,7 +257,7 @@ class OneDiffusionPipeline:
           `latents[:, odd]` are the rays of a camera frame (`read_cameras`).
 
         Raises:
-          ValueError: numbers of images or cameras that do not fit the mask, or sizes that cannot be.
+          ValueError: images or cameras that do not fit the mask, or sizes that cannot be.
         """
         images = [image] if isinstance(image, Image.Image) else list(image)
         mask = np.asarray(denoise_mask, int)

@@ -53,8 +53,10 @@ def test_float32_equals_the_official_network(file):
 
 @pytest.mark.parametrize("file", cases("bfloat16"))
 def test_bfloat16_is_within_its_own_rounding(file):
-    """Both round every activation to 8 bits: two layers of independent roundings of 2**-9 relative
-    error add to about a hundredth; large scores multiply it by their size."""
+    """Both round every activation to 8 bits.
+
+    Two layers of independent roundings of 2**-9 add to about a hundredth; large scores multiply it.
+    """
     case = read(file)
     got = call(load_denoiser(file.parent, dtype="bfloat16"), case)
     error = np.sqrt(np.mean((got - case["out"]) ** 2) / np.mean(case["out"] ** 2))
@@ -98,7 +100,7 @@ def test_layouts_are_inverse():
     np.testing.assert_array_equal(from_tokens(tokens, grid=(3, 2, 3), patch=2), x)
 
 
-# ---------------------------------------------------------------------------------- the released one
+# --------------------------------------------------------------------------------- the released one
 
 
 def test_the_released_config_has_its_parameters():
@@ -158,7 +160,7 @@ def test_every_wrong_tensor_is_named(folder):
 def test_a_truncated_file(folder):
     file = folder / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(FolderError, match="diffusion_pytorch_model.safetensors is damaged"):
+    with pytest.raises(FolderError, match=r"model\.safetensors is damaged"):
         load_denoiser(folder)
 
 
@@ -177,7 +179,7 @@ def test_sharded_files(folder):
     got = call(load_denoiser(folder), read(GOLDEN / "tiny_gqa" / "f2_padded.float32.npz"))
     np.testing.assert_array_equal(got, expected)
     (folder / shard).unlink()
-    with pytest.raises(FolderError, match="00002-of-00002.safetensors is missing"):
+    with pytest.raises(FolderError, match=r"00002-of-00002\.safetensors is missing"):
         open_tensors(folder)
     index.write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
     with pytest.raises(FolderError, match="is no plain file name"):

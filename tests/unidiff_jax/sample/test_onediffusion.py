@@ -106,7 +106,7 @@ def test_cameras_and_rays(name):
     np.testing.assert_allclose(rays, case["rays"], atol=1e-5)
 
 
-# ------------------------------------------------------------------------ where the official crashes
+# ----------------------------------------------------------------------- where the official crashes
 
 
 def test_several_prompts_and_pictures_a_prompt(pipe):

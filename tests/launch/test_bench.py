@@ -28,7 +28,11 @@ TINY = (
     "text.d_kv=8",
     "text.num_layers=1",
     "text.num_heads=2",
+    "patch=4",
     "data.row.tokens=32",
+    "data.row.frames=9",
+    "data.row.segments=5",
+    "data.row.text=72",
     "data.batch_rows=2",
     "sample.num_steps=2",
 )

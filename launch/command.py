@@ -145,9 +145,19 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
     from unidiff_jax.evals.report import ReportError
+    from unidiff_jax.export.files import FolderError
+    from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
 
-    return ConfigError, GenerateError, InputError, RecordsError, ReportError
+    return (
+        ConfigError,
+        FolderError,
+        GenerateError,
+        InputError,
+        MappingError,
+        RecordsError,
+        ReportError,
+    )
 
 
 def _at(error: OSError) -> str:

@@ -27,7 +27,16 @@ class Tokenizer:
         path = pathlib.Path(folder) / "spiece.model"
         if not path.exists():
             raise FileNotFoundError(f"no tokenizer at {path}; a T5 folder holds spiece.model")
+        self._folder = path.parent
         self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Copies the files of the folder that it was loaded from."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(self._folder.iterdir()):
+            if file.is_file() and file.suffix in (".json", ".model"):
+                (folder / file.name).write_bytes(file.read_bytes())
 
     @property
     def vocab_size(self) -> int:

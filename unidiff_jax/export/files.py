@@ -107,6 +107,12 @@ def _open_files(
     return tensors
 
 
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes settings, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
 def write_model(
     folder: str | pathlib.Path,
     tensors: Mapping[str, np.ndarray],
@@ -123,8 +129,7 @@ def write_model(
       stem: file name without ending, one of `WEIGHT_NAMES`.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / "config.json", config)
     partial = folder / f"{stem}.partial"
     save_file(dict(tensors), partial, metadata={"format": "pt"})
     partial.replace(folder / f"{stem}.safetensors")

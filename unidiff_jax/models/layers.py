@@ -44,6 +44,8 @@ class Linear(nnx.Module):
           init: of the weight; None is `torch_uniform`. The bias always starts as PyTorch's.
         """
         init = init or torch_uniform(in_dim)
+        self.lora_a = self.lora_b = nnx.data(None)  # set by lora.attach
+        self.lora_scale = 0.0
         self.weight = nnx.Param(init(rngs.params(), (in_dim, out_dim), jnp.float32), axes=axes)
         if bias:
             value = torch_uniform(in_dim)(rngs.params(), (out_dim,), jnp.float32)
@@ -53,6 +55,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         y = matmul(x, self.weight[...].astype(x.dtype))
+        if self.lora_a is not None and self.lora_b is not None:
+            low = matmul(x, self.lora_a[...].astype(x.dtype))
+            y = y + self.lora_scale * matmul(low, self.lora_b[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

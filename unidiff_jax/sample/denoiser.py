@@ -20,8 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from unidiff_jax.config import ConfigError
-from unidiff_jax.export.files import open_tensors, read_config
-from unidiff_jax.export.mapping import dit_table, from_official
+from unidiff_jax.export.files import open_tensors, read_config, write_model
+from unidiff_jax.export.mapping import dit_table, from_official, to_official
 from unidiff_jax.models.dit import DiT, DiTConfig
 from unidiff_jax.types import AnyArray, Batch, Kind, Noised, Params
 
@@ -112,14 +112,15 @@ def load_denoiser(folder: str | pathlib.Path, *, dtype: str = "float32") -> "Den
       FolderError: the folder cannot be read.
       MappingError: its tensors are not those of its config; every fault is named.
     """
-    config = NextDiTConfig.from_json(read_config(folder))
+    values = read_config(folder)
+    config = NextDiTConfig.from_json(values)
     softcap = 0.0 if dtype == "float32" else SOFTCAP
     dit = config.dit(softcap=softcap, dtype=dtype, remat="none")
     shapes = abstract_params(dit)
     params = from_official(
         open_tensors(folder), shapes, table=dit_table(dit), dtype=jnp.dtype(dtype)
     )
-    return Denoiser(config, dit, jax.tree.map(jnp.asarray, params))
+    return Denoiser(config, dit, jax.tree.map(jnp.asarray, params), values=values)
 
 
 def abstract_params(config: DiTConfig) -> Params:
@@ -149,9 +150,22 @@ class RopeScaling:
 class Denoiser:
     """The network and its weights; compiled once a shape."""
 
-    def __init__(self, config: NextDiTConfig, dit: DiTConfig, params: Params):
-        """Takes loaded weights; see `load_denoiser`."""
+    def __init__(
+        self,
+        config: NextDiTConfig,
+        dit: DiTConfig,
+        params: Params,
+        *,
+        values: Mapping[str, Any] | None = None,
+    ):
+        """Takes weights; see `load_denoiser`. `values` is the folder's whole `config.json`."""
         self.config, self.dit, self.params = config, dit, params
+        self._values = dict(values or {"_class_name": "NextDiT"} | dataclasses.asdict(config))
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Writes a folder in the released layout, in the weights' own type."""
+        params = jax.tree.map(np.asarray, self.params)
+        write_model(folder, to_official(params, table=dit_table(self.dit)), config=self._values)
 
     def __call__(
         self,

@@ -31,7 +31,7 @@ def load_image(source: Any, *, codec: str, size: int) -> np.ndarray:
     Raises:
       InputError: no picture, another format, or too large.
     """
-    picture = _open(source)
+    picture = open_picture(source)
     picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     rgb = np.asarray(picture, np.float32) / 127.5 - 1.0
     return CODECS[codec].read(rgb)
@@ -44,7 +44,8 @@ def to_picture(rgb: np.ndarray, *, codec: str, size: tuple[int, int]) -> Image.I
     return picture if picture.size == size else picture.resize(size)
 
 
-def _open(source: Any) -> Image.Image:
+def open_picture(source: Any) -> Image.Image:
+    """An RGB picture from a path, a PIL picture or a uint8 array; raises as `load_image`."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
             raise InputError(

@@ -37,8 +37,20 @@ from PIL import Image
 
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
-from unidiff_jax.export.files import open_tensors, read_config
-from unidiff_jax.export.mapping import from_official, modern_vae_names, t5_table, vae_table
+from unidiff_jax.export.files import (
+    WEIGHT_NAMES,
+    open_tensors,
+    read_config,
+    write_json,
+    write_model,
+)
+from unidiff_jax.export.mapping import (
+    from_official,
+    modern_vae_names,
+    t5_table,
+    to_official,
+    vae_table,
+)
 from unidiff_jax.models.dit import DiT, DiTConfig
 from unidiff_jax.models.t5 import T5Config, T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
@@ -57,6 +69,17 @@ from unidiff_jax.types import AnyArray, Params
 
 MAX_TEXT = 300
 """Tokens of a prompt; longer ones are cut."""
+
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+MODEL_INDEX = {
+    "_class_name": "OneDiffusionPipeline",
+    "scheduler": ["diffusers", SCHEDULER],
+    "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "T5Tokenizer"],
+    "transformer": ["onediffusion.models.denoiser.nextdit.modeling_nextdit", "NextDiT"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+"""`model_index.json` of a released folder: which class loads which part."""
 
 _SIZE_STEP = 16
 _CAMERA_GRID = 8
@@ -156,6 +179,16 @@ class OneDiffusionPipeline:
             schedule=FlowMatchSchedule.from_json(schedule),
             official_quirks=official_quirks,
         )
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Writes all parts in the released layout; the official code and this one load it."""
+        folder = pathlib.Path(folder)
+        self.denoiser.save_pretrained(folder / "transformer")
+        self.vae.save_pretrained(folder / "vae")
+        self.text.save_pretrained(folder / "text_encoder", tokenizer=folder / "tokenizer")
+        scheduler = {"_class_name": SCHEDULER} | dataclasses.asdict(self.schedule)
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(folder / "model_index.json", MODEL_INDEX)
 
     # ------------------------------------------------------------------------------------- calls
 
@@ -534,11 +567,13 @@ class LoadedVAE:
     config: VAEConfig
     graphdef: nnx.GraphDef
     params: Params
+    values: Mapping[str, Any]
 
     @classmethod
     def load(cls, folder: str | pathlib.Path, *, dtype: str = "float32") -> "LoadedVAE":
         """Reads a diffusers `vae` folder; raises as `OneDiffusionPipeline.from_pretrained`."""
-        config = VAEConfig.from_json(read_config(folder), dtype=dtype)
+        values = read_config(folder)
+        config = VAEConfig.from_json(values, dtype=dtype)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
         shapes = nnx.to_pure_dict(state)
         params = from_official(
@@ -547,7 +582,12 @@ class LoadedVAE:
             table=vae_table(shapes),
             dtype=jnp.dtype(dtype),
         )
-        return cls(config, graphdef, jax.tree.map(jnp.asarray, params))
+        return cls(config, graphdef, jax.tree.map(jnp.asarray, params), values)
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Writes a diffusers folder."""
+        params = jax.tree.map(np.asarray, self.params)
+        write_model(folder, to_official(params, table=vae_table(params)), config=self.values)
 
     @property
     def downscale(self) -> int:
@@ -575,8 +615,10 @@ class LoadedText:
     """A T5 encoder, its weights and its tokenizer."""
 
     tokenizer: Tokenizer
+    config: T5Config
     graphdef: nnx.GraphDef
     params: Params
+    values: Mapping[str, Any]
 
     @classmethod
     def load(
@@ -598,7 +640,8 @@ class LoadedText:
         Raises:
           ConfigError: another T5; and as `OneDiffusionPipeline.from_pretrained`.
         """
-        config = t5_config(read_config(folder), dtype=dtype)
+        values = read_config(folder)
+        config = t5_config(values, dtype=dtype)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
         params = from_official(
             open_tensors(folder),
@@ -607,7 +650,14 @@ class LoadedText:
             dtype=jnp.dtype(round_to or dtype),
         )
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
-        return cls(Tokenizer(tokenizer), graphdef, params)
+        return cls(Tokenizer(tokenizer), config, graphdef, params, values)
+
+    def save_pretrained(self, folder: str | pathlib.Path, *, tokenizer: str | pathlib.Path) -> None:
+        """Writes a transformers folder and the tokenizer's beside it."""
+        params = jax.tree.map(np.asarray, self.params)
+        tensors = to_official(params, table=t5_table(self.config))
+        write_model(folder, tensors, config=self.values, stem=WEIGHT_NAMES[1])
+        self.tokenizer.save(tokenizer)
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b L E"], Int[Array, "b L"]]:
         """States, float32, and mask of prompts, padded to `MAX_TEXT` tokens."""

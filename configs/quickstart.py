@@ -77,6 +77,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "scan_layers": False,
         "remat": "none",
     }
+    config.init = {"transformer": "", "text_encoder": "", "frozen_dtype": "bfloat16"}
+    config.lora = {"rank": 0, "alpha": 16.0, "targets": "dit/blocks/attention/(q|k|v|out)"}
     config.flow = {
         "prediction": "x",
         "loss": "x",
@@ -130,6 +132,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = {
         "num_steps": args.steps,
         "num_microbatches": 1,
+        "trainable": ".*",
         # a thread a matrix product: small products run faster side by side than cut in two
         "compiler_options": {"xla_cpu_multi_thread_eigen": False},
         "log_every": 100,

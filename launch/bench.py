@@ -42,13 +42,13 @@ from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import (
     TrainState,
-    abstract_model,
     count_parameters,
     create_state,
+    join,
     state_shardings,
 )
 from unidiff_jax.train.step import make_train_step
-from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.train.workdir import model_configs, model_parts
 from unidiff_jax.types import Batch
 
 PARTS = ("step", "packing", "data", "loop", "render", "sample")
@@ -87,9 +87,10 @@ class Bench:
         self._folder = folder
         self.mesh = make_mesh(config.mesh.axes)
         self.model_configs = model_configs(config)
-        self.model = abstract_model(*self.model_configs)
+        self.model = model_parts(config)
         optim = OptimConfig(**config.optim)
-        self._optimizer = make_optimizer(optim, num_steps=num_steps, axes=self.model.axes)
+        trained_axes, _ = self.model.split(self.model.axes)
+        self._optimizer = make_optimizer(optim, num_steps=num_steps, axes=trained_axes)
         self._shardings = state_shardings(
             self.model, self._optimizer, mesh=self.mesh, rules=config.mesh.rules
         )
@@ -132,7 +133,7 @@ class Bench:
     def state(self) -> TrainState:
         """The initial state; `copy_state` gives one that a step may consume."""
         return create_state(
-            *self.model_configs, self._optimizer, seed=self.config.seed, shardings=self._shardings
+            self.model, self._optimizer, seed=self.config.seed, shardings=self._shardings
         )
 
     def copy_state(self) -> TrainState:
@@ -171,7 +172,7 @@ def time_steps(bench: Bench) -> Numbers:
     tokens = float(np.mean([np.sum(np.asarray(batch.frame) > 0) for batch in bench.batches]))
     peak = matmul_peak()
     return {
-        "parameters": count_parameters(state.params),
+        "parameters": count_parameters(state.params) + count_parameters(state.frozen),
         "compile_seconds": step.seconds,
         "steps": bench.num_steps,
         "best_ms": 1e3 * float(np.min(times)),
@@ -267,7 +268,7 @@ def measure_sampling(bench: Bench) -> Numbers:
     pipeline = Pipeline(
         config,
         model=bench.model,
-        params=bench.state.ema,
+        params=join(bench.state.frozen, bench.state.ema),
         tokenizer=bench.tokenizer,
         mesh=bench.mesh,
     )

@@ -31,7 +31,7 @@ def run(axes, devices):
     model = abstract_model(DIT, tiny.TEXT)
     optimizer = make_optimizer(OPTIM, num_steps=10, axes=model.axes)
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=RULES)
-    state = create_state(DIT, tiny.TEXT, optimizer, seed=0, shardings=shardings)
+    state = create_state(model, optimizer, seed=0, shardings=shardings)
     rows = batch_sharding(mesh)
     step = jax.jit(
         make_train_step(

@@ -142,7 +142,7 @@ def make_state(
     shardings = state_shardings(
         model, optimizer, mesh=make_mesh(axes or {"data": -1}), rules=rules or {}
     )
-    state = create(dit, TEXT, optimizer, seed=0, shardings=shardings)
+    state = create(model, optimizer, seed=0, shardings=shardings)
     params = jax.device_put(scaled(jax.tree.map(np.asarray, state.params)), shardings.params)
     state = dataclasses.replace(state, params=params, ema=jax.tree.map(jax.numpy.copy, params))
     return model, optimizer, state, shardings

@@ -180,7 +180,7 @@ def vae_table(shapes: Params) -> Table:
     return Table(
         tuple(
             Entry(path, path.replace("/", "."), kinds[len(leaf.shape)])
-            for path, leaf in _flatten(shapes).items()
+            for path, leaf in flatten(shapes).items()
         )
     )
 
@@ -209,7 +209,7 @@ def to_official(params: Params, *, table: Table) -> dict[str, np.ndarray]:
     Raises:
       MappingError: a parameter is missing, or one is left over.
     """
-    flat = _flatten(params)
+    flat = flatten(params)
     tensors: dict[str, np.ndarray] = {}
     faults = []
     for entry in table.entries:
@@ -231,6 +231,7 @@ def from_official(
     table: Table,
     dtype: Any = np.float32,
     shardings: Params | None = None,
+    keep: Callable[[str], bool] | None = None,
 ) -> Params:
     """Parameters from an official state dict; nothing is read before everything fits.
 
@@ -241,12 +242,13 @@ def from_official(
       dtype: of the result.
       shardings: where each parameter goes, nested; a process reads only what its devices hold, one
         parameter at a time. None gives numpy arrays.
+      keep: tells by our path which parameters to read; all are checked. None reads all.
 
     Raises:
       MappingError: lists every tensor that is missing, left over or of another shape.
     """
     left = {k: v for k, v in tensors.items() if not k.startswith(table.ignored or "\0")}
-    wanted = _flatten(shapes)
+    wanted = flatten(shapes)
     faults, readers = [], {}
     for entry in table.entries:
         shape = tuple(wanted[entry.path].shape)
@@ -261,15 +263,17 @@ def from_official(
                 faults.append(f"{name} gives {entry.shape(parts[-1])}, {entry.path} has {expected}")
         readers[entry.path] = _reader(entry, parts, dtype)
     _raise(faults + [f"tensor {name} has no place" for name in sorted(left)])
-    places: dict[str, Sharding] = _flatten(shardings) if shardings else {}
+    places: dict[str, Sharding] = flatten(shardings) if shardings else {}
     flat = {}
     for path, read in readers.items():
+        if keep is not None and not keep(path):
+            continue
         shape = tuple(wanted[path].shape)
         if path in places:
             flat[path] = jax.make_array_from_callback(shape, places[path], read)
         else:
             flat[path] = read(tuple(slice(None) for _ in shape))
-    return _nest(flat)
+    return nest(flat)
 
 
 def _reader(entry: Entry, parts: Sequence[Tensor], dtype: Any) -> Callable[[Index], np.ndarray]:
@@ -289,20 +293,20 @@ def _raise(faults: list[str]) -> None:
         raise MappingError("\n".join(faults))
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Paths with slashes; the keys of a list's elements are their numbers."""
     flat = {}
     for name, value in tree.items():
         flat |= (
-            _flatten(value, f"{prefix}{name}/")
+            flatten(value, f"{prefix}{name}/")
             if isinstance(value, dict)
             else {f"{prefix}{name}": value}
         )
     return flat
 
 
-def _nest(flat: Mapping[str, Any]) -> Params:
-    """Inverse of `_flatten`."""
+def nest(flat: Mapping[str, Any]) -> Params:
+    """Inverse of `flatten`."""
     tree: Params = {}
     for path, value in flat.items():
         *parents, name = [int(key) if key.isdigit() else key for key in path.split("/")]

@@ -84,7 +84,7 @@ class NextDiTConfig:
         """The same network as a `DiTConfig`; `settings` are its fields that the file has not."""
         return DiTConfig(
             patch_dim=self.in_channels * self.patch**2,
-            out_dim=self.out_channels * self.patch**2,
+            out_dim=self.out_channels * self.patch**2 if self.pred_sigma else None,
             hidden_dim=self.hidden_size,
             depth=self.depth,
             num_heads=self.num_heads,

@@ -28,8 +28,9 @@ from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
 from unidiff_jax.text import Tokenizer
 from unidiff_jax.train.checkpoint import Checkpoints
-from unidiff_jax.train.state import ModelParts, abstract_model
-from unidiff_jax.train.workdir import load_workdir_config, model_configs
+from unidiff_jax.train.initial import load_released
+from unidiff_jax.train.state import ModelParts, initial_params, join
+from unidiff_jax.train.workdir import load_workdir_config, model_parts
 from unidiff_jax.types import Batch, Noised, Params, take_rows
 
 
@@ -123,7 +124,7 @@ class Pipeline:
         workdir = pathlib.Path(workdir)
         config = load_workdir_config(workdir)
         mesh = make_mesh(config.mesh.axes)
-        model = abstract_model(*model_configs(config))
+        model = model_parts(config)
         checkpoints = Checkpoints(workdir / "checkpoints")
         step = checkpoints.latest_step() if step is None else step
         if step is None:
@@ -131,13 +132,19 @@ class Pipeline:
         shardings = parameter_shardings(
             model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh
         )
+        trained, frozen = model.split(shardings)
         shapes = jax.tree.map(
             lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            model.shapes,
-            shardings,
+            model.split(model.shapes)[0],
+            trained,
         )
         params = checkpoints.restore_ema(shapes, step=step)
         checkpoints.close()
+        released = load_released(config, model, shardings=shardings, trained=False)
+        params = join(
+            params,
+            initial_params(model, seed=config.seed, shardings=frozen, released=released),
+        )
         tokenizer = Tokenizer(workdir / "tokenizer")
         return cls(config, model=model, params=params, tokenizer=tokenizer, mesh=mesh)
 

@@ -1,7 +1,8 @@
 """Checkpoints by Orbax: state, data iterator and clock together, written in the background.
 
 One checkpoint holds `params`, `ema` and `rest` (step, optimizer, key) as separate items, so that
-sampling reads the average alone, and the loader's state and the clock as JSON beside them. Orbax
+sampling reads the average alone, and the loader's state and the clock as JSON beside them. Frozen
+parameters are in none. Orbax
 writes under a temporary name and renames, so that a killed save leaves the older checkpoints as
 they are.
 """
@@ -70,10 +71,13 @@ class Checkpoints:
             )
 
     def restore(self, shapes: TrainState, *, step: int) -> Restored:
-        """Loads a step; `shapes` are `jax.ShapeDtypeStruct`s with the shardings to load onto."""
+        """Loads a step; `shapes` are `jax.ShapeDtypeStruct`s with the shardings to load onto.
+
+        Its frozen parameters are given back as they are.
+        """
         items = self._checkpointer.load_checkpointables(step, _to_items(shapes))
         metadata = self._checkpointer.metadata(step).custom_metadata
-        state = _from_items(items, jax.random.key_impl(jax.random.key(0)))
+        state = _from_items(items, jax.random.key_impl(jax.random.key(0)), frozen=shapes.frozen)
         return Restored(state, metadata["loader"], metadata["clock"])
 
     def restore_ema(self, shapes: Params, *, step: int) -> Params:
@@ -119,7 +123,7 @@ def _to_items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "ema": state.ema, "rest": rest}
 
 
-def _from_items(items: dict[str, Any], impl: Any) -> TrainState:
+def _from_items(items: dict[str, Any], impl: Any, *, frozen: Params) -> TrainState:
     rest = items["rest"]
     return TrainState(
         step=rest["step"],
@@ -127,4 +131,5 @@ def _from_items(items: dict[str, Any], impl: Any) -> TrainState:
         opt_state=rest["opt_state"],
         ema=items["ema"],
         key=jax.random.wrap_key_data(rest["key"], impl=impl),
+        frozen=frozen,
     )

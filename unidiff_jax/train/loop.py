@@ -1,5 +1,6 @@
 """The training loop, top to bottom: workdir, mesh, input, model, state, restore, loop."""
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -18,17 +19,18 @@ from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
+from unidiff_jax.train.initial import check_released, load_released
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_optimizer, make_schedule
 from unidiff_jax.train.state import (
     TrainState,
-    abstract_model,
     count_parameters,
     create_state,
+    join,
     state_shardings,
 )
 from unidiff_jax.train.step import loss_table, make_train_step
-from unidiff_jax.train.workdir import claim_workdir, model_configs
+from unidiff_jax.train.workdir import claim_workdir, model_parts
 
 
 def check_rows(config: ConfigDict, mesh: Mesh) -> None:
@@ -67,8 +69,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     # before the workdir is claimed, so that a run that cannot start leaves it free
     flow_config = flow.FlowConfig(**config.flow)
     optim_config = OptimConfig(**config.optim)
-    dit_config, text_config = model_configs(config)
+    model = model_parts(config)
     check_data(config)
+    check_released(config)
 
     # --------------------------------------------------------------------------------------- mesh
     mesh = make_mesh(config.mesh.axes)
@@ -87,9 +90,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     ]
 
     # ----------------------------------------------------------------------------- model and step
-    model = abstract_model(dit_config, text_config)
-    optimizer = make_optimizer(optim_config, num_steps=num_steps, axes=model.axes)
+    trained_axes, _ = model.split(model.axes)
+    optimizer = make_optimizer(optim_config, num_steps=num_steps, axes=trained_axes)
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
+    places = join(shardings.params, shardings.frozen)
     step_fn = jax.jit(
         make_train_step(
             graphdef=model.graphdef,
@@ -105,19 +109,26 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     )
     eval_fn = jax.jit(
         functools.partial(loss_table, graphdef=model.graphdef, config=flow_config),
-        in_shardings=(shardings.params, rows, replicated(mesh)),
+        in_shardings=(places, rows, replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
     # -------------------------------------------------------------------------- state and restore
-    state = create_state(dit_config, text_config, optimizer, seed=config.seed, shardings=shardings)
-    logging.info("%.2f M parameters on %d devices", count_parameters(state.params) / 1e6, mesh.size)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
-    clock = {"train_seconds": 0.0}
     first_step = checkpoints.latest_step() or 0
+    released = load_released(config, model, shardings=places, trained=first_step == 0)
+    state = create_state(model, optimizer, seed=config.seed, shardings=shardings, released=released)
+    logging.info(
+        "%.2f M parameters trained, %.2f M frozen, on %d devices",
+        count_parameters(state.params) / 1e6,
+        count_parameters(state.frozen) / 1e6,
+        mesh.size,
+    )
+    clock = {"train_seconds": 0.0}
     if first_step:
         restored = checkpoints.restore(abstract_state(state), step=first_step)
-        state, clock = restored.state, restored.clock
+        state = dataclasses.replace(restored.state, frozen=state.frozen)
+        clock = restored.clock
         loader.set_state(restored.loader)
         logging.info("continuing at step %d", first_step)
     writer = MetricWriter(workdir, first_step=first_step)
@@ -163,12 +174,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
             if step % config.train.eval_every == 0 or step == num_steps:
                 key = jax.random.key(config.seed)
-                tables = [eval_fn(state.ema, batch, key) for batch in heldout]
+                params = join(state.frozen, state.ema)
+                tables = [eval_fn(params, batch, key) for batch in heldout]
                 summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), tables)
                 writer.scalars(step, summarize(summed, prefix="heldout"))
 
             if step % config.train.sample_every == 0 or step == num_steps:
-                writer.picture(step, "samples", previews.draw(state.ema, step=step))
+                writer.picture(
+                    step, "samples", previews.draw(join(state.frozen, state.ema), step=step)
+                )
 
             if step % config.train.save_every == 0 or step == num_steps:
                 clock["train_seconds"] = time.monotonic() - started

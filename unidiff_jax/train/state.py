@@ -1,6 +1,8 @@
 """The training state: a plain pytree, made sharded from the start."""
 
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from unidiff_jax.config import ConfigError
+from unidiff_jax.export.mapping import flatten, nest
 from unidiff_jax.mesh import parameter_axes, parameter_shardings, replicated
 from unidiff_jax.models.dit import DiT, DiTConfig
+from unidiff_jax.models.lora import LoRAConfig, attach
 from unidiff_jax.models.t5 import T5Config, T5Encoder
 from unidiff_jax.types import Batch, Noised, Params
 
@@ -19,14 +24,16 @@ from unidiff_jax.types import Batch, Noised, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step reads beside the batch.
 
     Attributes:
       step: number of steps done.
-      params: float32 master weights.
+      params: trained parameters, float32 master weights.
       opt_state: optax state.
-      ema: moving average of the parameters, used for sampling and evaluation.
+      ema: moving average of `params`, used for sampling and evaluation.
       key: root of all randomness; a step uses fold_in(key, step).
+      frozen: parameters that no step changes, such as released weights under adapters; they are in
+        no checkpoint, because the config says where they come from.
     """
 
     step: Int[Array, ""]
@@ -34,10 +41,11 @@ class TrainState:
     opt_state: Any
     ema: Params
     key: Array
+    frozen: Params
 
 
 class UnifiedModel(nnx.Module):
-    """Text encoder and denoiser, trained together."""
+    """Text encoder and denoiser."""
 
     def __init__(self, dit: DiTConfig, text: T5Config, *, rngs: nnx.Rngs):
         self.text_encoder = T5Encoder(text, rngs=rngs)
@@ -54,18 +62,67 @@ class UnifiedModel(nnx.Module):
 
 
 class ModelParts(NamedTuple):
-    """A model without its weights: `nnx.merge(graphdef, params)` is the model."""
+    """A model without its weights: `nnx.merge(graphdef, params)` is the model.
+
+    Attributes:
+      graphdef: its structure.
+      shapes: shapes of all parameters, nested.
+      axes: their logical axes.
+      make: makes the model from keys.
+      trainable: regular expression; parameters whose whole path it matches are trained.
+    """
 
     graphdef: nnx.GraphDef
     shapes: Params
     axes: Params
+    make: Callable[[nnx.Rngs], nnx.Module]
+    trainable: str
+
+    def split(self, tree: Params) -> tuple[Params, Params]:
+        """The trained and the frozen part of a tree with the parameters' paths."""
+        flat = flatten(tree)
+        trained = {k: v for k, v in flat.items() if re.fullmatch(self.trainable, k)}
+        return nest(trained), nest({k: v for k, v in flat.items() if k not in trained})
 
 
-def abstract_model(dit: DiTConfig, text: T5Config) -> ModelParts:
-    """Structure, shapes and logical axes, without allocating anything."""
-    model = nnx.eval_shape(lambda: UnifiedModel(dit, text, rngs=nnx.Rngs(0)))
+def abstract_model(
+    dit: DiTConfig,
+    text: T5Config,
+    adapters: LoRAConfig | None = None,
+    trainable: str = ".*",
+) -> ModelParts:
+    """Structure, shapes and logical axes, without allocating anything.
+
+    Raises:
+      ConfigError: adapters that fit no layer, or a pattern that matches no parameter.
+    """
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        model = UnifiedModel(dit, text, rngs=rngs)
+        attach(model, adapters or LoRAConfig(), rngs=rngs)
+        return model
+
+    model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    return ModelParts(graphdef, nnx.to_pure_dict(state), parameter_axes(model))
+    shapes = nnx.to_pure_dict(state)
+    parts = ModelParts(graphdef, shapes, parameter_axes(model), make, trainable)
+    try:
+        trained, _ = parts.split(shapes)
+    except re.error as error:
+        raise ConfigError(f"train.trainable={trainable!r} is no pattern: {error}") from None
+    if not trained:
+        raise ConfigError(
+            f"train.trainable={trainable!r} matches no parameter; for example .*, or .*/lora_[ab]"
+        )
+    return parts
+
+
+def join(first: Params, second: Params) -> Params:
+    """One nested tree of two that share no leaf."""
+    joined = dict(first)
+    for name, value in second.items():
+        joined[name] = join(joined[name], value) if name in joined else value
+    return joined
 
 
 def state_shardings(
@@ -75,7 +132,8 @@ def state_shardings(
 
     A leaf of the optimizer's state belongs to the parameter on whose path its own path ends.
     """
-    params = parameter_shardings(model.shapes, model.axes, rules=rules, mesh=mesh)
+    placed = parameter_shardings(model.shapes, model.axes, rules=rules, mesh=mesh)
+    params, frozen = model.split(placed)
     whole = replicated(mesh)
     by_path = dict(jax.tree.leaves_with_path(params))
 
@@ -83,34 +141,74 @@ def state_shardings(
         ends = (path[i:] for i in range(len(path)))
         return next((by_path[end] for end in ends if end in by_path), whole)
 
-    opt_shapes = jax.eval_shape(optimizer.init, model.shapes)
-    opt_state = jax.tree.map_with_path(sharding, opt_shapes)
-    return TrainState(step=whole, params=params, opt_state=opt_state, ema=params, key=whole)
+    opt_shapes = jax.eval_shape(optimizer.init, model.split(model.shapes)[0])
+    return TrainState(
+        step=whole,
+        params=params,
+        opt_state=jax.tree.map_with_path(sharding, opt_shapes),
+        ema=params,
+        key=whole,
+        frozen=frozen,
+    )
+
+
+def _keys(seed: int) -> tuple[Array, Array]:
+    """Keys of the initial weights and of training."""
+    first, second = jax.random.split(jax.random.key(seed))
+    return first, second
+
+
+def initial_params(
+    model: ModelParts, *, seed: int, shardings: Params, released: Params | None = None
+) -> Params:
+    """Parameters of the paths in `shardings`: released ones, and random ones for the rest."""
+    loaded = flatten(released or {})
+    places = {k: v for k, v in flatten(shardings).items() if k not in loaded}
+
+    def make() -> dict[str, Array]:
+        module = model.make(nnx.Rngs(params=_keys(seed)[0]))
+        params = flatten(nnx.to_pure_dict(nnx.split(module)[1]))
+        return {path: params[path] for path in places}
+
+    random = jax.jit(make, out_shardings=places)() if places else {}
+    return nest(random | loaded)
 
 
 def create_state(
-    dit: DiTConfig,
-    text: T5Config,
+    model: ModelParts,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
     shardings: TrainState,
+    released: Params | None = None,
 ) -> TrainState:
-    """Initial state, each array made on the devices that own it."""
+    """Initial state, each array made on the devices that own it.
 
-    def make() -> TrainState:
-        init_key, train_key = jax.random.split(jax.random.key(seed))
-        model = UnifiedModel(dit, text, rngs=nnx.Rngs(params=init_key))
-        params = nnx.to_pure_dict(nnx.split(model)[1])
+    Args:
+      model: its structure.
+      optimizer: of the trained parameters.
+      seed: of weights and training.
+      shardings: see `state_shardings`.
+      released: weights, nested, that take the place of random ones.
+    """
+    places = join(shardings.params, shardings.frozen)
+    params = initial_params(model, seed=seed, shardings=places, released=released)
+    params, frozen = model.split(params)
+
+    def rest(params: Params) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
+            params={},
             opt_state=optimizer.init(params),
             ema=jax.tree.map(jnp.copy, params),
-            key=train_key,
+            key=_keys(seed)[1],
+            frozen={},
         )
 
-    return jax.jit(make, out_shardings=shardings)()
+    state = jax.jit(rest, out_shardings=dataclasses.replace(shardings, params={}, frozen={}))(
+        params
+    )
+    return dataclasses.replace(state, params=params, frozen=frozen)
 
 
 def count_parameters(params: Params) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from unidiff_jax import flow
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.optim import OptimConfig, ema_decay
-from unidiff_jax.train.state import TrainState
+from unidiff_jax.train.state import TrainState, join
 from unidiff_jax.types import Batch, Params, take_rows
 
 NUM_BINS = 10
@@ -67,6 +67,7 @@ def loss_and_gradient(
     *,
     graphdef: nnx.GraphDef,
     config: flow.FlowConfig,
+    frozen: Params | None = None,
     num_microbatches: int = 1,
 ) -> tuple[LossTable, Params]:
     """Loss table and gradient of the batch's loss, in `num_microbatches` passes.
@@ -77,6 +78,7 @@ def loss_and_gradient(
     total = jnp.maximum(jnp.sum(batch.loss_mask), 1e-8)
 
     def loss(params, batch):
+        params = join(frozen or {}, params)
         table = loss_table(params, batch, key, graphdef=graphdef, config=config)
         return jnp.sum(table.error) / total, table
 
@@ -122,6 +124,7 @@ def make_train_step(
             key,
             graphdef=graphdef,
             config=flow_config,
+            frozen=state.frozen,
             num_microbatches=num_microbatches,
         )
         loss = jnp.sum(table.error) / jnp.maximum(jnp.sum(table.weight), 1e-8)
@@ -142,6 +145,7 @@ def make_train_step(
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
             key=state.key,
+            frozen=state.frozen,
         )
         # a skipped batch leaves no trace in the sums that the log is made of
         table = keep(table, jax.tree.map(jnp.zeros_like, table))

@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError, differences, to_json
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.lora import LoRAConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.train.state import ModelParts, abstract_model
 
 
 def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
@@ -17,6 +19,14 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
         patch_dim=config.patch**2 * channels, text_dim=config.text.d_model, **config.model
     )
     return dit, T5Config(**config.text)
+
+
+def model_parts(config: ConfigDict) -> ModelParts:
+    """The model with its adapters, and which of its parameters are trained."""
+    dit, text = model_configs(config)
+    return abstract_model(
+        dit, text, adapters=LoRAConfig(**config.lora), trainable=config.train.trainable
+    )
 
 
 # May change between runs in one workdir: they do not change what is learned.

@@ -23,8 +23,8 @@ from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import MetricWriter, read_metrics
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
-from unidiff_jax.train.state import abstract_model, create_state, state_shardings
-from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.train.state import create_state, state_shardings
+from unidiff_jax.train.workdir import model_parts
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 TIMED = ("steps_per_second", "train_seconds")
@@ -103,13 +103,13 @@ def killed(runs, whole):
 
 def shapes(config):
     """Where a checkpoint is restored to: the state of this config on this process's devices."""
-    model = abstract_model(*model_configs(config))
+    model = model_parts(config)
     optimizer = make_optimizer(
         OptimConfig(**config.optim), num_steps=config.train.num_steps, axes=model.axes
     )
     mesh = make_mesh(config.mesh.axes)
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
-    state = create_state(*model_configs(config), optimizer, seed=9, shardings=shardings)
+    state = create_state(model, optimizer, seed=9, shardings=shardings)
     return abstract_state(state)
 
 

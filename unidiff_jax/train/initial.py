@@ -1,0 +1,93 @@
+"""Released weights that a run starts from (`config.init`)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from unidiff_jax.config import ConfigError
+from unidiff_jax.export.files import open_tensors, read_config
+from unidiff_jax.export.mapping import dit_table, flatten, from_official, t5_table
+from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.sample.denoiser import NextDiTConfig
+from unidiff_jax.sample.onediffusion import t5_config
+from unidiff_jax.train.state import ModelParts, join
+from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.types import Params
+
+_FREE = {"dtype", "remat", "scan_layers", "softcap", "fusion", "text_gate_init"}
+"""Settings that do not change what the weights mean, or that training chooses."""
+
+
+def check_released(config: ConfigDict) -> None:
+    """Compares the config with the folders that `config.init` names; shapes alone do not tell heads
+    and bounds apart.
+
+    Raises:
+      ConfigError: a folder of another model; with every difference.
+      FolderError: a folder without a readable config.
+    """
+    dit, text = model_configs(config)
+    faults = []
+    if config.init.transformer:
+        found = NextDiTConfig.from_json(read_config(config.init.transformer))
+        faults += _differences(found.dit(softcap=dit.softcap, dtype=dit.dtype), dit, "model")
+    if config.init.text_encoder:
+        found = t5_config(read_config(config.init.text_encoder), dtype=text.dtype)
+        faults += _differences(found, text, "text")
+    if faults:
+        raise ConfigError(f"init: the weights are of another model: {'; '.join(faults)}")
+
+
+def load_released(
+    config: ConfigDict, model: ModelParts, *, shardings: Params, trained: bool = True
+) -> Params:
+    """Weights of the folders that `config.init` names, on the mesh; {} where it names none.
+
+    Trained parameters are float32, frozen ones `init.frozen_dtype`.
+
+    Args:
+      config: of the run; `init.transformer` and `init.text_encoder` are folders in the released
+        layout, or empty.
+      model: its structure.
+      shardings: where each parameter goes, nested.
+      trained: whether to read trained parameters; a run that continues has them in its checkpoint.
+
+    Raises:
+      FolderError, MappingError: a folder that cannot be read, or does not fit; with every fault.
+    """
+    dit, text = model_configs(config)
+    parts = {
+        "dit": (config.init.transformer, dit_table(dit)),
+        "text_encoder": (config.init.text_encoder, t5_table(text)),
+    }
+    frozen = flatten(model.split(model.shapes)[1])
+    result: Params = {}
+    for part, (folder, table) in parts.items():
+        tensors = open_tensors(folder) if folder else None
+        for is_frozen in (False, True) if trained else (True,):
+            if tensors is None:
+                continue
+            read = from_official(
+                tensors,
+                model.shapes[part],
+                table=table,
+                dtype=jnp.dtype(config.init.frozen_dtype) if is_frozen else np.float32,
+                shardings=shardings[part],
+                keep=lambda path, part=part, f=is_frozen: (f"{part}/{path}" in frozen) == f,
+            )
+            result = join(result, {part: read} if read else {})
+    return result
+
+
+def _differences(
+    found: DiTConfig | T5Config, wanted: DiTConfig | T5Config, section: str
+) -> list[str]:
+    return [
+        f"{section}.{field.name} is {getattr(wanted, field.name)!r}, "
+        f"the folder's {getattr(found, field.name)!r}"
+        for field in dataclasses.fields(wanted)
+        if field.name not in _FREE and getattr(found, field.name) != getattr(wanted, field.name)
+    ]

@@ -263,7 +263,7 @@ class TimeEmbedder(nn.Module):
         steps = torch.arange(128, dtype=torch.float32, device=times.device)
         angles = times.float()[..., None] * torch.exp(-np.log(10000.0) * steps / 128)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoids.to(next(self.parameters()).dtype))
 
 
 class RMSNorm(nn.Module):

@@ -2,9 +2,11 @@
 
     python -m launch.bench --config configs/quickstart.py
     python -m launch.bench --config configs/quickstart.py --parts step,data --json bench.json
+    python -m launch.bench --model onediffusion_mid --steps 5
 
 Reads the config's data and writes nothing but the JSON file. The step is the median of `--steps`;
 the rates are the best of three, because other work on the machine only ever makes them lower.
+`--model` times a network of fixed size instead, beside PyTorch where that is installed.
 """
 
 import functools
@@ -33,7 +35,7 @@ from data_pipelines.miniworld.benchmark import measure
 from data_pipelines.miniworld.manifest import NAME, RecordsError
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
-from launch import command
+from launch import bench_network, command
 from unidiff_jax.config import ConfigError, config_error, to_dict
 from unidiff_jax.flops import train_flops
 from unidiff_jax.flow import FlowConfig
@@ -375,6 +377,8 @@ def format_table(numbers: Numbers) -> str:
         f"machine: {m['cpu']}, {m['cores']} cores; jax {m['jax']}, {m['devices']} x {m['device']}"
     ]
     rows, faults = [], []
+    if "model" in numbers:
+        rows += bench_network.rows(numbers["model"])
     if "step" in numbers:
         n = numbers["step"]
         rows += [
@@ -441,23 +445,33 @@ def _progress(items: Iterable, name: str, total: int | None = None) -> Iterable:
 
 def define_flags() -> None:
     command.define_config_flags("configs/quickstart.py")
-    flags.DEFINE_integer("steps", 20, "Train steps to time.", lower_bound=1)
+    flags.DEFINE_integer("steps", 20, "Train steps to time, or calls with --model.", lower_bound=1)
     flags.DEFINE_list("parts", list(PARTS), f"What to measure: {', '.join(PARTS)}.")
+    flags.DEFINE_enum(
+        "model",
+        None,
+        list(bench_network.WORKLOADS),
+        "Time this network beside PyTorch; no config, no parts.",
+    )
     flags.DEFINE_string("json", None, "File for the numbers.")
 
 
 def main(argv: list[str]) -> None:
     del argv
-    config = command.config_from_flags()
     for name in ("absl", "jax"):  # they tell of platforms that are not there
         logging.getLogger(name).setLevel(logging.WARNING)
-    parts, path = flags.FLAGS.parts, flags.FLAGS.json
+    model, path, num_steps = flags.FLAGS.model, flags.FLAGS.json, flags.FLAGS.steps
     if path and not pathlib.Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"--json: there is no folder {pathlib.Path(path).parent}")
-    try:
-        numbers = run_parts(config, parts=parts, num_steps=flags.FLAGS.steps)
-    except RecordsError as error:
-        raise config_error("data.folder", str(error)) from None
+    if model:
+        measured = bench_network.measure(model, num_rounds=num_steps)
+        numbers = {"machine": describe_machine(), "model": measured}
+    else:
+        config = command.config_from_flags()
+        try:
+            numbers = run_parts(config, parts=flags.FLAGS.parts, num_steps=num_steps)
+        except RecordsError as error:
+            raise config_error("data.folder", str(error)) from None
     print(format_table(numbers))
     if path:
         pathlib.Path(path).write_text(json.dumps(numbers, indent=2) + "\n")

@@ -1,5 +1,7 @@
 """The benchmark's numbers exist and make sense; how large a time is, no test says."""
 
+import dataclasses
+import importlib.util
 import json
 import math
 import pathlib
@@ -11,7 +13,7 @@ import pytest
 
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
-from launch import bench, command
+from launch import bench, bench_network, command
 from unidiff_jax.config import ConfigError, load_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -133,3 +135,19 @@ def test_missing_data_is_one_line_with_the_command(config, tmp_path):
 def test_unknown_part_is_refused(config):
     with pytest.raises(ConfigError, match="no part 'speed'; parts are: step"):
         bench.run_parts(config, parts=["step", "speed"])
+
+
+def test_a_network_is_timed_beside_torch_where_there_is_one(monkeypatch):
+    mid = bench_network.WORKLOADS["onediffusion_mid"]
+    tiny = dataclasses.replace(mid.config, hidden_size=24, depth=1, num_heads=2, caption_channels=8)
+    work = bench_network.Workload(tiny, frames=2, side=4, words=3)
+    monkeypatch.setitem(bench_network.WORKLOADS, "tiny", work)
+    numbers = bench_network.measure("tiny", num_rounds=2)
+    has_torch = importlib.util.find_spec("torch") is not None
+    for who in ["ours", "torch"] if has_torch else ["ours"]:
+        for kind in bench_network.KINDS:
+            assert 0 < numbers[who][kind]["best_ms"] <= numbers[who][kind]["median_ms"]
+    assert ("ratio" in numbers) == has_torch
+    assert numbers.get("difference", 0.0) < 1e-5
+    table = bench.format_table({"machine": bench.describe_machine(), "model": numbers})
+    assert "forward and backward, ours" in table and ("ours / torch" in table) == has_torch

@@ -1,7 +1,8 @@
-"""The text encoder: distance buckets, and that packing changes nothing."""
+"""The text encoder: distance buckets, packing, and transformers' T5 (marked torch)."""
 
 import dataclasses
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ import tiny
 from flax import nnx
 
 from unidiff_jax.models.t5 import T5Encoder, relative_bucket
+from unidiff_jax.sample.onediffusion import LoadedText
+from unidiff_jax.text import END
 
+TOKENIZER = (
+    pathlib.Path(__file__)
+    .resolve()
+    .parents[2]
+    .joinpath("golden", "onediffusion", "tinypipe", "tokenizer")
+)
 CONFIG = dataclasses.replace(
     tiny.TEXT, num_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=16
 )
@@ -95,3 +104,60 @@ def test_padding_is_finite_and_the_order_of_words_matters(encode):
     assert np.isfinite(encode(ids, segment)).all()
     forward, backward = states(encode, [[3, 4, 5, 1]])[0], states(encode, [[5, 4, 3, 1]])[0]
     assert np.abs(forward[1] - backward[1]).max() > 1e-3
+
+
+# ----------------------------------------------------------------------------- against transformers
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=512,
+        d_model=24,
+        d_kv=6,
+        d_ff=40,
+        num_layers=3,
+        num_heads=3,
+        feed_forward_proj="gated-gelu",
+    )
+    model = transformers.T5EncoderModel(config).eval()
+    for parameter in model.parameters():  # norms away from one
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def check_encoder(theirs, folder):
+    """Prompts of 1 to 300 tokens; the longest is cut, and has distances of the last bucket."""
+    import torch
+
+    ours = LoadedText.load(folder, tokenizer=TOKENIZER)
+    prompts = ["", "[[text2image]] a red cat", "a small blue cube left of a sphere " * 40]
+    got, mask = (np.array(x) for x in ours.encode(prompts))
+    assert mask.sum(1)[0] == 1 < mask.sum(1)[1] < mask.sum(1)[2] == got.shape[1]
+    ids = np.zeros(mask.shape, np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        tokens = ours.tokenizer.encode(prompt)
+        tokens = tokens if len(tokens) <= len(row) else [*tokens[: len(row) - 1], END]
+        row[: len(tokens)] = tokens
+    with torch.no_grad():
+        states = theirs(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+    expected = states.last_hidden_state.numpy()[mask > 0]
+    assert np.abs(got[mask > 0] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.torch
+def test_equals_transformers(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    check_encoder(theirs, tmp_path)
+
+
+@pytest.mark.torch
+def test_a_folder_in_shards(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    check_encoder(theirs, tmp_path)

@@ -1,5 +1,6 @@
-"""The denoiser in the official layouts, against outputs of the official code."""
+"""The denoiser in the official layouts, against outputs and gradients of the official code."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -8,13 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from unidiff_jax import load_denoiser
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import FolderError, open_tensors
 from unidiff_jax.export.mapping import MappingError, dit_table, to_official
-from unidiff_jax.sample.denoiser import NextDiTConfig, abstract_params, from_tokens, to_tokens
+from unidiff_jax.models.dit import DiT
+from unidiff_jax.sample.denoiser import (
+    SOFTCAP,
+    NextDiTConfig,
+    abstract_params,
+    dense_batch,
+    dense_noised,
+    from_tokens,
+    patch_times,
+    to_tokens,
+)
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "onediffusion"
 FOLDERS = ("tiny_qknorm", "tiny_gqa", "tiny_hot", "tiny_rott", "tiny_sigma_ffn")
@@ -61,6 +73,46 @@ def test_bfloat16_is_within_its_own_rounding(file):
     got = call(load_denoiser(file.parent, dtype="bfloat16"), case)
     error = np.sqrt(np.mean((got - case["out"]) ** 2) / np.mean(case["out"] ** 2))
     assert error < (0.06 if file.parent.name == "tiny_hot" else 0.02)
+
+
+def loss_and_gradient(denoiser, case):
+    """mean((out - target)**2) of a case and its gradient by official name."""
+    softcap = SOFTCAP if case["case"]["softcap_fp32"] else 0.0
+    config = dataclasses.replace(denoiser.dit, softcap=softcap)
+    graphdef = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))[0]
+    samples, text = case["in/samples"], case["in/encoder_hidden_states"]
+    grid, patch = denoiser.check_samples(samples.shape), denoiser.config.patch
+    sigma, per_token = patch_times(case["in/timesteps"], samples=samples.shape, patch=patch)
+
+    def loss_fn(params):
+        mask = jnp.asarray(case["in/encoder_attention_mask"], jnp.int32)
+        tokens = to_tokens(jnp.asarray(samples), patch=patch)
+        batch = dense_batch(tokens, text_states=jnp.asarray(text), text_mask=mask, grid=grid)
+        noised = dense_noised(batch, sigma=jnp.asarray(sigma / 1000.0), per_token=per_token)
+        out = nnx.merge(graphdef, params)(batch, noised, batch.text_states)
+        return jnp.mean((from_tokens(out, grid=grid, patch=patch) - case["in/target"]) ** 2)
+
+    loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(denoiser.params)
+    return loss, to_official(jax.tree.map(np.asarray, gradient), table=dit_table(config))
+
+
+@pytest.mark.parametrize(
+    "file", sorted(GOLDEN.glob("tiny_*/grad_*.npz")), ids=lambda file: file.parent.name
+)
+def test_gradients_equal_the_official_ones(file):
+    """A bias of all text keys moves a query's scores alike: no gradient but rounding."""
+    case = read(file)
+    loss, got = loss_and_gradient(load_denoiser(file.parent), case)
+    expected = {k.removeprefix("grad/"): v for k, v in case.items() if k.startswith("grad/")}
+    bound = 2e-4 if file.parent.name == "tiny_hot" else 1e-4
+    assert got.keys() == expected.keys()
+    assert loss == pytest.approx(float(case["loss"]), rel=1e-5)
+    largest = max(np.abs(value).max() for value in expected.values())
+    for name, value in expected.items():
+        if name.endswith("ky_norm.bias"):
+            assert max(np.abs(got[name]).max(), np.abs(value).max()) < 1e-6 * largest
+        else:
+            assert np.abs(got[name] - value).max() <= bound * np.abs(value).max(), name
 
 
 def test_softcap_tells_the_two_dtypes_apart():

@@ -111,18 +111,25 @@ class Pipeline:
         )
 
     @classmethod
-    def from_workdir(cls, workdir: str | pathlib.Path, *, step: int | None = None) -> "Pipeline":
+    def from_workdir(
+        cls,
+        workdir: str | pathlib.Path,
+        *,
+        step: int | None = None,
+        config: ConfigDict | None = None,
+    ) -> "Pipeline":
         """Loads the averaged weights of a training run.
 
         Args:
           workdir: what `launch.train` wrote.
           step: which checkpoint; None is the newest.
+          config: in place of the run's own, with the same model.
 
         Raises:
           FileNotFoundError: no run or no such checkpoint in the folder.
         """
         workdir = pathlib.Path(workdir)
-        config = load_workdir_config(workdir)
+        config = config or load_workdir_config(workdir)
         mesh = make_mesh(config.mesh.axes)
         model = model_parts(config)
         checkpoints = Checkpoints(workdir / "checkpoints")

@@ -21,13 +21,8 @@ from unidiff_jax.models.dit import DiT
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig
-from unidiff_jax.sample.onediffusion import (
-    FlowMatchSchedule,
-    LoadedText,
-    LoadedVAE,
-    OneDiffusionPipeline,
-    t5_config,
-)
+from unidiff_jax.sample.encoders import LoadedText, LoadedVAE, t5_config
+from unidiff_jax.sample.onediffusion import FlowMatchSchedule, OneDiffusionPipeline
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.text import Tokenizer, train_tokenizer
 from unidiff_jax.types import Params

@@ -46,3 +46,13 @@ def tokenizer(miniworld, tmp_path_factory):
     from data_pipelines.build import make_tokenizer
 
     return make_tokenizer(tiny_run.config(miniworld), tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """A tiny OneDiffusion folder in the released layout."""
+    from launch.tiny_onediffusion import write_tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("released")
+    write_tiny_pipeline(folder)
+    return folder

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import MAX_PATCHES
-from unidiff_jax.types import Batch, Noised, take_rows
+from unidiff_jax.types import AnyArray, Batch, Noised, take_rows
 
 PREDICTIONS = ("v", "x", "eps")
 SAMPLERS = ("uniform", "logit_normal")
@@ -69,7 +69,7 @@ class FlowConfig:
             raise ConfigError(f"flow.min_sigma={self.min_sigma} must lie in (0, 1), say 0.05")
 
 
-def shift_sigma(sigma: Float[Array, "..."], shift: Float[Array, "..."] | float):
+def shift_sigma(sigma: Float[AnyArray, "..."], shift: Float[AnyArray, "..."] | float):
     """Moves levels towards noise for large pictures: s*sigma / (1 + (s - 1)*sigma) (SD3 eq. 23)."""
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from safetensors.numpy import load_file
 
-from launch.tiny_onediffusion import T5, TRANSFORMER, write_tiny_pipeline
+from launch.tiny_onediffusion import T5, TRANSFORMER
 from unidiff_jax import load_denoiser
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.run import export_run
@@ -21,14 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("released")
-    write_tiny_pipeline(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(miniworld, released):
+def config(miniworld):
     """The released sizes but for the channels: the run is in pixels."""
 
     def config(*more):

@@ -1,4 +1,4 @@
-"""The commands around a released folder, on a tiny one that a command makes."""
+"""The commands around a released released, on a tiny one that a command makes."""
 
 import pathlib
 import subprocess
@@ -17,21 +17,14 @@ from unidiff_jax.sample.images import InputError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("released")
-    write_tiny_pipeline(folder)
-    return folder
-
-
 def run(*args):
     command = [sys.executable, "-m", "launch.onediffusion", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_same_seed_gives_the_same_folder(folder, tmp_path):
+def test_the_same_seed_gives_the_same_folder(released, tmp_path):
     write_tiny_pipeline(tmp_path)
-    files = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+    files = {p.relative_to(released) for p in released.rglob("*") if p.is_file()}
     assert files == {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
     assert {str(p) for p in files} >= {
         "model_index.json",
@@ -42,23 +35,23 @@ def test_the_same_seed_gives_the_same_folder(folder, tmp_path):
         "vae/config.json",
     }
     for file in files - {pathlib.Path("tokenizer/spiece.model")}:  # its scores vary in a last digit
-        assert (folder / file).read_bytes() == (tmp_path / file).read_bytes(), file
+        assert (released / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
-def test_a_loaded_folder_is_written_as_it_was(folder, tmp_path):
-    pipe = OneDiffusionPipeline.from_pretrained(folder, official_quirks=False)
+def test_a_loaded_folder_is_written_as_it_was(released, tmp_path):
+    pipe = OneDiffusionPipeline.from_pretrained(released, official_quirks=False)
     pipe.save_pretrained(tmp_path)
-    for file in sorted(folder.rglob("*.safetensors")):
-        old, new = load_file(file), load_file(tmp_path / file.relative_to(folder))
+    for file in sorted(released.rglob("*.safetensors")):
+        old, new = load_file(file), load_file(tmp_path / file.relative_to(released))
         assert old.keys() == new.keys()
         for name, value in old.items():
             assert value.tobytes() == new[name].tobytes() and value.dtype == new[name].dtype, name
-    for file in sorted(folder.rglob("*.json")):
-        assert file.read_text() == (tmp_path / file.relative_to(folder)).read_text(), file
+    for file in sorted(released.rglob("*.json")):
+        assert file.read_text() == (tmp_path / file.relative_to(released)).read_text(), file
 
 
-def test_text_to_image_and_cameras(folder, tmp_path):
-    common = ("--model", folder, "--num_steps", 2, "--dtype", "float32")
+def test_text_to_image_and_cameras(released, tmp_path):
+    common = ("--model", released, "--num_steps", 2, "--dtype", "float32")
     done = run(*common, "--prompt", "[[text2image]] a red cube", "--out", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "a.png").size == (64, 64)
@@ -81,8 +74,8 @@ def test_text_to_image_and_cameras(folder, tmp_path):
         (("--image", "none.png"), "no such picture: none.png"),
     ],
 )
-def test_bad_input_is_one_line(folder, args, message):
-    done = run("--model", folder, "--prompt", "[[text2image]] x", *args)
+def test_bad_input_is_one_line(released, args, message):
+    done = run("--model", released, "--prompt", "[[text2image]] x", *args)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
 

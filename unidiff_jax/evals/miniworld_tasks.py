@@ -17,7 +17,7 @@ decided here, before an output is seen: an item without another condition is lef
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,17 @@ def _expected_colors(items: Items) -> np.ndarray:
     return metrics.instance_colors(instances, colors=colors, palette=PALETTE)
 
 
+def _exchanged(values: list[str], *, choices: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """The objects' values moved round; where that changes nothing, one other value for all."""
+    if len(set(values)) > 1:
+        return values[1:] + values[:1]
+    others = [value for value in choices if value != values[0]]
+    return [others[rng.integers(len(others))]] * len(values)
+
+
 def _exchange_colors(item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """The objects' colours moved round; where that changes nothing, one other colour for all."""
     colors = [body["color"] for body in objects_of(item)]
-    if len(set(colors)) > 1:
-        return {"colors": colors[1:] + colors[:1]}
-    others = [color for color in COLORS if color != colors[0]]
-    return {"colors": [others[rng.integers(len(others))]] * len(colors)}
+    return {"colors": _exchanged(colors, choices=COLORS, rng=rng)}
 
 
 def _verified(outputs: RGBs) -> list[list[metrics.DetectedObject]]:
@@ -258,14 +262,10 @@ def _box_overlap(mask: np.ndarray, hole: np.ndarray) -> float:
 
 
 def _exchange_shapes(item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """The objects' shapes moved round; where that changes nothing, one other shape for all."""
-    bodies = objects_of(item)
-    shapes = [body["shape"] for body in bodies]
-    others = [shape for shape in SHAPES if shape != shapes[0]]
-    moved = [others[rng.integers(len(others))]] * len(shapes)
-    if len(set(shapes)) > 1:
-        moved = shapes[1:] + shapes[:1]
-    return {"bodies": [(b["color"], shape) for b, shape in zip(bodies, moved, strict=True)]}
+    colors, shapes = zip(*_bodies([item])[0], strict=True)
+    return {
+        "bodies": list(zip(colors, _exchanged(list(shapes), choices=SHAPES, rng=rng), strict=True))
+    }
 
 
 def _bodies(items: Items) -> list[list[tuple[str, str]]]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from unidiff_jax.types import Params
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -136,6 +138,12 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], *, num: int, rngs: nnx.
         if isinstance(variable, nnx.Variable):
             variable.set_metadata("axes", ("layers", *variable.get_metadata("axes")))
     return module
+
+
+def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
+    """Structure of a module and shapes of its parameters, without allocating anything."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
 
 
 REMAT_POLICIES = {

@@ -98,8 +98,3 @@ def merge(params: Params, config: LoRAConfig) -> Params:
         return rest
 
     return visit(params)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a parameter's path is an adapter's."""
-    return path.endswith(("/lora_a", "/lora_b"))

@@ -130,19 +130,13 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         c, widths = config, config.block_out_channels
         self.conv_in = Conv(c.in_channels, widths[0], rngs=rngs)
-        self.down_blocks = nnx.List([])
-        for i, width in enumerate(widths):
-            before = widths[max(i - 1, 0)]
-            self.down_blocks.append(
-                Stage(
-                    before,
-                    width,
-                    num_blocks=c.layers_per_block,
-                    groups=c.norm_num_groups,
-                    resize="" if i == len(widths) - 1 else "down",
-                    rngs=rngs,
-                )
-            )
+        self.down_blocks = make_stages(
+            widths,
+            num_blocks=c.layers_per_block,
+            groups=c.norm_num_groups,
+            resize="down",
+            rngs=rngs,
+        )
         self.mid_block = Middle(c, rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups=c.norm_num_groups)
         self.conv_out = Conv(widths[-1], 2 * c.latent_channels, rngs=rngs)
@@ -159,19 +153,13 @@ class Decoder(nnx.Module):
         c, widths = config, config.block_out_channels[::-1]
         self.conv_in = Conv(c.latent_channels, widths[0], rngs=rngs)
         self.mid_block = Middle(c, rngs=rngs)
-        self.up_blocks = nnx.List([])
-        for i, width in enumerate(widths):
-            before = widths[max(i - 1, 0)]
-            self.up_blocks.append(
-                Stage(
-                    before,
-                    width,
-                    num_blocks=c.layers_per_block + 1,
-                    groups=c.norm_num_groups,
-                    resize="" if i == len(widths) - 1 else "up",
-                    rngs=rngs,
-                )
-            )
+        self.up_blocks = make_stages(
+            widths,
+            num_blocks=c.layers_per_block + 1,
+            groups=c.norm_num_groups,
+            resize="up",
+            rngs=rngs,
+        )
         self.conv_norm_out = GroupNorm(widths[-1], groups=c.norm_num_groups)
         self.conv_out = Conv(widths[-1], c.out_channels, rngs=rngs)
 
@@ -209,6 +197,25 @@ class Stage(nnx.Module):
         if self.resize == "down":
             return self.downsamplers[0](x)
         return self.upsamplers[0](x) if self.resize == "up" else x
+
+
+def make_stages(
+    widths: tuple[int, ...], *, num_blocks: int, groups: int, resize: str, rngs: nnx.Rngs
+) -> nnx.List:
+    """One stage a width; all but the last change the resolution."""
+    stages = nnx.List([])
+    for i, width in enumerate(widths):
+        stages.append(
+            Stage(
+                widths[max(i - 1, 0)],
+                width,
+                num_blocks=num_blocks,
+                groups=groups,
+                resize="" if i == len(widths) - 1 else resize,
+                rngs=rngs,
+            )
+        )
+    return stages
 
 
 class Downsample(nnx.Module):

@@ -23,6 +23,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import dit_table, from_official, to_official
 from unidiff_jax.models.dit import DiT, DiTConfig
+from unidiff_jax.models.layers import abstract
 from unidiff_jax.types import AnyArray, Batch, Kind, Noised, Params
 
 SOFTCAP = 30.0
@@ -125,8 +126,7 @@ def load_denoiser(folder: str | pathlib.Path, *, dtype: str = "float32") -> "Den
 
 def abstract_params(config: DiTConfig) -> Params:
     """Shapes of a transformer's parameters, without allocating them."""
-    model = nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.split(model)[1])
+    return abstract(lambda rngs: DiT(config, rngs=rngs))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Denoiser:
 
 @functools.cache
 def _compiled(config: DiTConfig):
-    graphdef = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))[0]
+    graphdef, _ = abstract(lambda rngs: DiT(config, rngs=rngs))
 
     @functools.partial(jax.jit, static_argnames=("grid", "per_token"))
     def run(params, tokens, sigma, text, text_mask, *, grid, per_token):

@@ -30,30 +30,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
-from unidiff_jax.export.files import (
-    WEIGHT_NAMES,
-    open_tensors,
-    read_config,
-    write_json,
-    write_model,
-)
-from unidiff_jax.export.mapping import (
-    from_official,
-    modern_vae_names,
-    t5_table,
-    to_official,
-    vae_table,
-)
+from unidiff_jax.export.files import read_config, write_json
+from unidiff_jax.flow import shift_sigma
 from unidiff_jax.models.dit import DiT, DiTConfig
-from unidiff_jax.models.t5 import T5Config, T5Encoder
-from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
+from unidiff_jax.models.layers import abstract
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.denoiser import (
     Denoiser,
@@ -64,11 +50,8 @@ from unidiff_jax.sample.denoiser import (
     load_denoiser,
     to_tokens,
 )
-from unidiff_jax.text import END, PAD, Tokenizer
+from unidiff_jax.sample.encoders import LoadedText, LoadedVAE
 from unidiff_jax.types import AnyArray, Params
-
-MAX_TEXT = 300
-"""Tokens of a prompt; longer ones are cut."""
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 MODEL_INDEX = {
@@ -123,15 +106,13 @@ class FlowMatchSchedule:
         """
         if num_steps < 1:
             raise ValueError(f"num_inference_steps={num_steps} must be at least 1, say 50")
-        sigma = np.linspace(1.0, 1.0 / num_steps, num_steps)
+        shift = self.shift
         if self.use_dynamic_shifting:
             slope = (self.max_shift - self.base_shift) / (
                 self.max_image_seq_len - self.base_image_seq_len
             )
-            mu = self.base_shift + slope * (num_tokens - self.base_image_seq_len)
-            sigma = math.exp(mu) / (math.exp(mu) + (1.0 / sigma - 1.0))
-        else:
-            sigma = self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)
+            shift = math.exp(self.base_shift + slope * (num_tokens - self.base_image_seq_len))
+        sigma = shift_sigma(np.linspace(1.0, 1.0 / num_steps, num_steps), shift)
         return np.append(sigma, 0.0).astype(np.float32)
 
 
@@ -142,8 +123,8 @@ class OneDiffusionPipeline:
         self,
         *,
         denoiser: Denoiser,
-        vae: "LoadedVAE",
-        text: "LoadedText",
+        vae: LoadedVAE,
+        text: LoadedText,
         schedule: FlowMatchSchedule,
         official_quirks: bool = True,
     ):
@@ -536,7 +517,7 @@ def _integrate(
     made: tuple[int, ...],
 ) -> Float[Array, "B t p"]:
     """Steps along `sigmas`; given frames carry `given_sigma` and stay as they are."""
-    model = nnx.merge(nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))[0], params)
+    model = nnx.merge(abstract(lambda rngs: DiT(config, rngs=rngs))[0], params)
     passes, count = text.shape[:2]
     states, mask = (x.reshape(passes * count, *x.shape[2:]) for x in (text, text_mask))
     is_made = jnp.asarray(made, bool)
@@ -555,143 +536,6 @@ def _integrate(
         return jnp.where(token_made, moved, x), None
 
     return jax.lax.scan(step, tokens, (sigmas[:-1], sigmas[1:]))[0]
-
-
-# ------------------------------------------------------------------------------------ loaded parts
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedVAE:
-    """An autoencoder and its weights; compiled once a shape."""
-
-    config: VAEConfig
-    graphdef: nnx.GraphDef
-    params: Params
-    values: Mapping[str, Any]
-
-    @classmethod
-    def load(cls, folder: str | pathlib.Path, *, dtype: str = "float32") -> "LoadedVAE":
-        """Reads a diffusers `vae` folder; raises as `OneDiffusionPipeline.from_pretrained`."""
-        values = read_config(folder)
-        config = VAEConfig.from_json(values, dtype=dtype)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
-        shapes = nnx.to_pure_dict(state)
-        params = from_official(
-            modern_vae_names(open_tensors(folder)),
-            shapes,
-            table=vae_table(shapes),
-            dtype=jnp.dtype(dtype),
-        )
-        return cls(config, graphdef, jax.tree.map(jnp.asarray, params), values)
-
-    def save_pretrained(self, folder: str | pathlib.Path) -> None:
-        """Writes a diffusers folder."""
-        params = jax.tree.map(np.asarray, self.params)
-        write_model(folder, to_official(params, table=vae_table(params)), config=self.values)
-
-    @property
-    def downscale(self) -> int:
-        return self.config.downscale
-
-    def encode(self, pictures: Float[Array, "b h w 3"]) -> Posterior:
-        return _vae_encode(self.params, pictures, graphdef=self.graphdef)
-
-    def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
-        return _vae_decode(self.params, latents, graphdef=self.graphdef)
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _vae_encode(params, pictures, *, graphdef):
-    return nnx.merge(graphdef, params).encode(pictures)
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _vae_decode(params, latents, *, graphdef):
-    return nnx.merge(graphdef, params).decode(latents)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedText:
-    """A T5 encoder, its weights and its tokenizer."""
-
-    tokenizer: Tokenizer
-    config: T5Config
-    graphdef: nnx.GraphDef
-    params: Params
-    values: Mapping[str, Any]
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | pathlib.Path,
-        *,
-        tokenizer: str | pathlib.Path,
-        dtype: str = "float32",
-        round_to: str | None = None,
-    ) -> "LoadedText":
-        """Reads a transformers T5 folder of version 1.1.
-
-        Args:
-          folder: config and weights.
-          tokenizer: folder with `spiece.model`.
-          dtype: of weights and activations.
-          round_to: type to which the weights are rounded before.
-
-        Raises:
-          ConfigError: another T5; and as `OneDiffusionPipeline.from_pretrained`.
-        """
-        values = read_config(folder)
-        config = t5_config(values, dtype=dtype)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
-        params = from_official(
-            open_tensors(folder),
-            nnx.to_pure_dict(state),
-            table=t5_table(config),
-            dtype=jnp.dtype(round_to or dtype),
-        )
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
-        return cls(Tokenizer(tokenizer), config, graphdef, params, values)
-
-    def save_pretrained(self, folder: str | pathlib.Path, *, tokenizer: str | pathlib.Path) -> None:
-        """Writes a transformers folder and the tokenizer's beside it."""
-        params = jax.tree.map(np.asarray, self.params)
-        tensors = to_official(params, table=t5_table(self.config))
-        write_model(folder, tensors, config=self.values, stem=WEIGHT_NAMES[1])
-        self.tokenizer.save(tokenizer)
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b L E"], Int[Array, "b L"]]:
-        """States, float32, and mask of prompts, padded to `MAX_TEXT` tokens."""
-        ids = np.full((len(prompts), MAX_TEXT), PAD, np.int32)
-        for row, prompt in zip(ids, prompts, strict=True):
-            tokens = self.tokenizer.encode(prompt)
-            if len(tokens) > MAX_TEXT:
-                kept = self.tokenizer.decode(tokens[: MAX_TEXT - 1])
-                logging.warning("a prompt is cut to %d tokens, it ends %r", MAX_TEXT, kept[-40:])
-                tokens = [*tokens[: MAX_TEXT - 1], END]
-            row[: len(tokens)] = tokens
-        mask = jnp.asarray(ids != PAD, jnp.int32)
-        return _encode_text(self.params, jnp.asarray(ids), mask, graphdef=self.graphdef), mask
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _encode_text(params, ids, mask, *, graphdef):
-    return nnx.merge(graphdef, params)(ids, segment=mask).astype(jnp.float32)
-
-
-def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
-    """Reads transformers' `config.json`.
-
-    Raises:
-      ConfigError: not version 1.1 (gated GELU).
-    """
-    if values.get("feed_forward_proj") != "gated-gelu":
-        raise ConfigError(
-            f"feed_forward_proj={values.get('feed_forward_proj')!r} is not known; T5 version 1.1 "
-            "has 'gated-gelu'"
-        )
-    names = {field.name for field in dataclasses.fields(T5Config)} - {"dtype", "scan_layers"}
-    chosen = {k: v for k, v in values.items() if k in names and v is not None}
-    return T5Config(**chosen, dtype=dtype, remat="none")
 
 
 # ------------------------------------------------------------------------------ pictures, cameras

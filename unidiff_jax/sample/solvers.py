@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unidiff_jax.flow import shift_sigma
+
 SOLVERS = ("euler", "heun")
 
 Velocity = Callable[[Float[Array, "b t p"], Float[Array, ""]], Float[Array, "b t p"]]
@@ -16,8 +18,7 @@ def sigma_schedule(num_steps: int, *, shift: float = 1.0) -> Float[Array, "n"]:
     """Levels from 1 down to 0: num_steps + 1 values, equally spaced, then shifted (flow.py)."""
     if num_steps < 1:
         raise ValueError(f"sampling needs at least one step, got {num_steps}; for example 10")
-    sigma = jnp.linspace(1.0, 0.0, num_steps + 1)
-    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+    return shift_sigma(jnp.linspace(1.0, 0.0, num_steps + 1), shift)
 
 
 def integrate(

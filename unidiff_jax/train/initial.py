@@ -12,7 +12,7 @@ from unidiff_jax.export.mapping import dit_table, flatten, from_official, t5_tab
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.sample.denoiser import NextDiTConfig
-from unidiff_jax.sample.onediffusion import t5_config
+from unidiff_jax.sample.encoders import t5_config
 from unidiff_jax.train.state import ModelParts, join
 from unidiff_jax.train.workdir import model_configs
 from unidiff_jax.types import Params
@@ -66,10 +66,10 @@ def load_released(
     frozen = flatten(model.split(model.shapes)[1])
     result: Params = {}
     for part, (folder, table) in parts.items():
-        tensors = open_tensors(folder) if folder else None
+        if not folder:
+            continue
+        tensors = open_tensors(folder)
         for is_frozen in (False, True) if trained else (True,):
-            if tensors is None:
-                continue
             read = from_official(
                 tensors,
                 model.shapes[part],

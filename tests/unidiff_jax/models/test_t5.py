@@ -12,7 +12,7 @@ import tiny
 from flax import nnx
 
 from unidiff_jax.models.t5 import T5Encoder, relative_bucket
-from unidiff_jax.sample.onediffusion import LoadedText
+from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.text import END
 
 TOKENIZER = (

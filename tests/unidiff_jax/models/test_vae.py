@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import to_official, vae_table
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
-from unidiff_jax.sample.onediffusion import LoadedVAE
+from unidiff_jax.sample.encoders import LoadedVAE
 
 VARIANTS = {
     "sd": {"latent_channels": 4, "use_quant_conv": True, "use_post_quant_conv": True},

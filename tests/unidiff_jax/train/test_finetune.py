@@ -9,8 +9,9 @@ from flax import nnx
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten
+from unidiff_jax.export.run import released_config
 from unidiff_jax.models.dit import DiT
-from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig, load_denoiser
+from unidiff_jax.sample.denoiser import Denoiser, load_denoiser
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.loop import train
@@ -26,17 +27,9 @@ ADAPTERS = ("train.trainable=.*/lora_[ab]", "lora.rank=2")
 def folder(miniworld, tmp_path_factory):
     """A transformer in the released layout, of the tiny run's sizes."""
     folder = tmp_path_factory.mktemp("released") / "transformer"
-    dit, _ = model_configs(tiny_run.config(miniworld, *LAYOUT))
-    official = NextDiTConfig(
-        in_channels=dit.patch_dim // 4,
-        hidden_size=dit.hidden_dim,
-        depth=dit.depth,
-        num_heads=dit.num_heads,
-        num_kv_heads=dit.num_kv_heads,
-        multiple_of=dit.ffn_multiple_of,
-        caption_channels=dit.text_dim,
-        qk_norm=True,
-    )
+    config = tiny_run.config(miniworld, *LAYOUT)
+    dit, _ = model_configs(config)
+    official = released_config(config, dit)
     plain = official.dit(softcap=0.0, dtype="float32", remat="none")
     params = nnx.to_pure_dict(nnx.split(DiT(plain, rngs=nnx.Rngs(7)))[1])
     params = jax.tree.map(lambda x: x + 0.01, params)

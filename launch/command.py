@@ -142,6 +142,8 @@ def describe(error: Exception) -> str | None:
 
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
+    from data_pipelines.encoded import EncodedError
+    from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
     from unidiff_jax.evals.report import ReportError
@@ -151,12 +153,14 @@ def _mendable() -> tuple[type[Exception], ...]:
 
     return (
         ConfigError,
+        EncodedError,
         FolderError,
         GenerateError,
         InputError,
         MappingError,
         RecordsError,
         ReportError,
+        TooManySkippedError,
     )
 
 

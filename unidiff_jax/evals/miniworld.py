@@ -23,8 +23,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import make_source
+from data_pipelines.build import make_miniworld
 from data_pipelines.miniworld import edits, manifest
+from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.mixture import parse_mixture, stable_id
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals import report, statistics
@@ -33,7 +34,6 @@ from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.state import count_parameters
 
 Outputs = Float[np.ndarray, "items seeds h w 3"]
@@ -102,11 +102,11 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
       ConfigError: a name is no task.
     """
     kinds = config.data.edit_kinds or edits.KINDS
-    every = {name: [name] for name in TASKS}
+    every = {name: [name] for name in TASK_NAMES}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    wanted = tasks or [name for name in TASKS if name in trained]
+    wanted = tasks or [name for name in TASK_NAMES if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -127,7 +127,7 @@ def make_protocols(
     setting = Setting(
         folder=config.data.folder,
         split=split,
-        training=training_statistics(make_source(config, split="train")),
+        training=training_statistics(make_miniworld(config, split="train")),
         num_items=num_items or EvalSettings().num_items,
         samples=manifest.read(config.data.folder).settings.samples,
         min_reference_objects=config.data.min_reference_objects,

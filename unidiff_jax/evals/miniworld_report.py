@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.miniworld.items import FAR, NEAR, to_depth
+from data_pipelines.miniworld.items import FAR, NEAR, TASK_NAMES, to_depth
 from data_pipelines.mixture import parse_mixture
 from unidiff_jax.evals import pictures, report
 from unidiff_jax.evals.miniworld_protocol import Protocol
 from unidiff_jax.evals.miniworld_training import NUM_RECORDS
 from unidiff_jax.frames import CODECS
-from unidiff_jax.tasks import TASKS
 from unidiff_jax.types import Role
 
 
@@ -68,7 +67,7 @@ def _pictures(
 def deviations(config: ConfigDict, *, split: str) -> list[str]:
     """What a reader must know beside the numbers."""
     trained = [mix.task.name for mix in parse_mixture(config.data.tasks)]
-    absent = [name for name in TASKS if name not in trained]
+    absent = [name for name in TASK_NAMES if name not in trained]
     texts = []
     if config.image_size < 64:
         texts.append(

@@ -3,6 +3,7 @@
 Tensors are read where they are indexed, so that a large checkpoint never lies in memory as a whole.
 """
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,22 @@ def _open_files(
     if faults:
         raise FolderError("\n".join(faults))
     return tensors
+
+
+def weights_digest(folder: str | pathlib.Path) -> str:
+    """SHA-256 over the folder's `config.json` and weight files, in hexadecimal.
+
+    Raises:
+      FolderError: the folder holds no weights.
+    """
+    files = sorted(pathlib.Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FolderError(f"{folder} holds no safetensors file")
+    digest = hashlib.sha256()
+    for path in (pathlib.Path(folder) / "config.json", *files):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:

@@ -158,7 +158,7 @@ def read_boxes(
     masks = read_masks(picture, colors=colors)
     boxes = np.zeros((len(masks), 4), np.int64)
     for box, mask in zip(boxes, masks, strict=True):
-        patches, count = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
+        patches, count = scipy.ndimage.label(mask, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         if not count:
             continue
         areas = np.bincount(patches.ravel())[1:]

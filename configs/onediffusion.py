@@ -232,10 +232,10 @@ def _sources(tasks: dict[str, float], *, size: int, is_mixed: bool) -> dict[str,
     for task in tasks:
         source = {"task": task, "size": size, "samples": 1}
         if task == "multiview":
-            source |= {"format": "scenes", "path": "data/raw/scenes/*", "views": (2, 6)}
+            source |= {"format": "scenes", "path": "data/raw/scenes/*", "num_views": (2, 6)}
             source["samples"] = 8
         elif task == "identity":
-            source |= {"format": "subjects", "path": "data/raw/subjects", "views": (2, 4)}
+            source |= {"format": "subjects", "path": "data/raw/subjects", "num_views": (2, 4)}
             source["samples"] = 8
         else:
             form, fields = plain[task]
@@ -266,7 +266,7 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
     data.tasks = {name: task for name, task in data.tasks.to_dict().items() if name in known}
     data.sources = {
         name: {"task": name, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
-        | {"samples": 1}
+        | {"samples": 1, "only_views": name == "multiview"}
         for name in data.tasks
     }
     data.encode.update({"buckets": False, "validation": 20, "shards": 2})

@@ -19,7 +19,7 @@ from data_pipelines.sources.make import make_source
 from launch import command
 from unidiff_jax.config import ConfigError
 from unidiff_jax.sample.encoders import LatentAutoencoder
-from unidiff_jax.tasks import get_task
+from unidiff_jax.tasks import Task, get_task
 
 
 def define_flags() -> None:
@@ -54,7 +54,8 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
         raw = config.data.sources[name].to_dict()
         task = get_task(raw.pop("task"))
         settings = EncodeSettings(size=raw.pop("size"), samples=raw.pop("samples"), **shared)
-        source = make_source(raw, task=task)
+        source = make_source(raw, key=f"data.sources.{name}")
+        check_fields(source.fields, task=task, name=name)
         folder = pathlib.Path(config.data.folder) / name
         with tqdm(total=len(source), unit="sample", desc=name) as bar:
             count = encode_dataset(
@@ -68,6 +69,17 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
                 on_samples=bar.update,
             )
         print(f"{folder}: {count['records']} records, {count['skipped']} samples skipped")
+
+
+def check_fields(fields: tuple[str, ...], *, task: Task, name: str) -> None:
+    """Raises ConfigError where the samples lack a field of the task."""
+    needed = dict.fromkeys([*(frame.field for frame in task.frames), *task.prompt_fields])
+    missing = [field for field in needed if field not in fields]
+    if missing:
+        raise ConfigError(
+            f"data.sources.{name} has {', '.join(fields)}; task {task.name!r} needs "
+            f"{', '.join(missing)} too: name its column in data.sources.{name}.fields"
+        )
 
 
 if __name__ == "__main__":

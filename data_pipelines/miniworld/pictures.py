@@ -1,4 +1,4 @@
-"""MiniWorld as a raw data set of pictures, like a user's own; for trying the recipes on latents."""
+"""MiniWorld as a raw data set of pictures, like a user's own: for trying recipes on latents."""
 
 import os
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.miniworld.items import MiniWorldSource
+from data_pipelines.miniworld.items import TASK_NAMES, MiniWorldSource
 from data_pipelines.miniworld.records import Record
-from data_pipelines.sources.base import SampleError
+from data_pipelines.sources.base import check_index
 from unidiff_jax import cameras
 from unidiff_jax.frames import CODECS
-from unidiff_jax.tasks import Task
+from unidiff_jax.tasks import TASKS
 
 _CAMERA_CLIPS = ("turn", "rise")
 _SCENE_SCALE = 1.7
@@ -19,36 +19,54 @@ _SCENE_SCALE = 1.7
 
 
 class MiniWorldPictures:
-    """Samples of one task; a `sources.RawSource`. Views of a scene are clips in which only the
-    camera moves.
-    """
+    """Samples with the fields of every task that a scene has; a `sources.RawSource`."""
 
-    def __init__(self, folder: str | os.PathLike, *, task: Task, split: str = "train"):
-        """Opens a split; raises RecordsError."""
-        self._source, self._task, self._name = MiniWorldSource(folder, split=split), task, folder
+    def __init__(
+        self, folder: str | os.PathLike, *, split: str = "train", only_views: bool = False
+    ):
+        """Opens a split.
+
+        Args:
+          folder: made by `launch.miniworld`.
+          split: of the records.
+          only_views: scenes of whose clip only the camera moves; their samples have `views` and
+            `cameras`.
+
+        Raises:
+          RecordsError: no such folder or split.
+        """
+        self._source, self._only_views = MiniWorldSource(folder, split=split), only_views
         self._indices = range(len(self._source))
-        if task.repeats:
+        if only_views:
             self._indices = [i for i in self._indices if _has_views(self._source[i])]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        if self._only_views:
+            return ("views", "cameras", "caption")
+        tasks = [TASKS[name] for name in TASK_NAMES]
+        frames = [frame.field for task in tasks for frame in task.frames]
+        return tuple(dict.fromkeys([*frames, *(f for task in tasks for f in task.prompt_fields)]))
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Fields of the task; raises SampleError where the scene has nothing for it."""
-        number = self._indices[index]
-        record = self._source[number]
-        if self._task.repeats:
+        """Pictures and texts; a scene without an edit or a clip lacks their fields."""
+        check_index(index, len(self))
+        record = self._source[self._indices[index]]
+        if self._only_views:
             return _views(record, rng)
-        item = self._source.item(record, self._task, rng)
-        if item is None:
-            raise SampleError(f"record {number} of {self._name} has no {self._task.name}")
-        drawn = {
-            frame.field: Image.fromarray(
-                CODECS["rgb"].read(CODECS[frame.codec].draw(item[frame.field]))
-            )
-            for frame in self._task.frames
-        }
-        return drawn | {name: item[name] for name in self._task.prompt_fields}
+        sample: dict[str, Any] = {}
+        for name in TASK_NAMES:
+            task = TASKS[name]
+            item = self._source.item(record, task, rng)
+            if item is not None:
+                for frame in task.frames:
+                    rgb = CODECS["rgb"].read(CODECS[frame.codec].draw(item[frame.field]))
+                    sample[frame.field] = Image.fromarray(rgb)
+                sample |= {field: item[field] for field in task.prompt_fields}
+        return sample
 
 
 def _has_views(record: Record) -> bool:

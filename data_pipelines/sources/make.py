@@ -5,7 +5,7 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | `folder`, `tar`, `parquet`, `subjects` or `scenes` |
+| `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes` or `miniworld` |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
@@ -13,6 +13,7 @@
 | `num_kept` | parquet | `ParquetTable` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
+| `only_views` | miniworld | `MiniWorldPictures` |
 """
 
 import difflib
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.miniworld.pictures import MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
 from data_pipelines.sources.folders import LAYOUTS, open_folder
@@ -130,6 +132,9 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
             1.7,
         ),
     },
+    "miniworld": {
+        "only_views": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
+    },
 }
 
 _TABLES: dict[str, Callable[..., Table]] = {
@@ -191,6 +196,8 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
     try:
         if kind == "subjects":
             return SubjectSource(path, **values)
+        if kind == "miniworld":
+            return MiniWorldPictures(path, **values)
         if kind == "scenes":
             window, views = values.get("window"), values.get("num_views", (2, 6))
             if window is not None and window < views[1]:

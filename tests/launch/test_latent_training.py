@@ -165,6 +165,4 @@ def test_the_stages_have_the_released_sizes(stage):
     trained, frozen = model.split(model.shapes)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 2_800_389_184
     assert set(frozen) == {"text_encoder"}
-    assert all(
-        pathlib.PurePath(s.path).is_relative_to("data/raw") for s in config.data.sources.values()
-    )
+    assert {source.task for source in config.data.sources.values()} == set(config.data.tasks)

@@ -87,6 +87,12 @@ def check_data(config: ConfigDict) -> None:
         )
     for split in ("train", "validation"):
         for name, source in make_sources(config, split=split).items():
+            if split == "train" and len(source) < config.data.num_shards:
+                raise ConfigError(
+                    f"task {name!r} has {len(source)} records for "
+                    f"data.num_shards={config.data.num_shards}; for example "
+                    "--set data.num_shards=1"
+                )
             if isinstance(source, EncodedSource):
                 largest = source.largest
                 _check_row(

@@ -23,6 +23,7 @@ from data_pipelines import encoded
 from data_pipelines.encoded import EncodedExample, Largest
 from data_pipelines.sources.base import RawSource, SampleError
 from unidiff_jax import cameras
+from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
@@ -56,8 +57,13 @@ class EncodeSettings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.buckets:
-            nearest_bucket(1, 1, side=self.size)
+        try:
+            if self.buckets:
+                nearest_bucket(1, 1, side=self.size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}; square pictures may have any size: --set data.encode.buckets=false"
+            ) from None
 
 
 class TooManySkippedError(ValueError):
@@ -138,12 +144,12 @@ def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarra
     """Raw sample indices of each shard; a sample is in one split only.
 
     Raises:
-      ValueError: no sample is left for training.
+      ConfigError: no sample is left for training.
     """
     if settings.validation >= count:
-        raise ValueError(
-            f"validation={settings.validation} leaves nothing of {count} samples for training; "
-            f"say {count // 20}"
+        raise ConfigError(
+            f"data.encode.validation={settings.validation} leaves nothing of {count} samples for "
+            f"training; for example --set data.encode.validation={count // 20}"
         )
     order = np.random.default_rng(settings.seed).permutation(count)
     parts = {"train": order[settings.validation :], "validation": order[: settings.validation]}
@@ -230,7 +236,9 @@ def prepare(
     if missing:
         raise SampleError(f"a sample has no field {', '.join(missing)}; it has {sorted(sample)}")
     fields = {
-        frame.field: _as_list(sample[frame.field], size=settings.size // downscale, c=channels)
+        frame.field: _frames_of(
+            sample[frame.field], size=settings.size // downscale, channels=channels
+        )
         for frame in task.frames
     }
     counts = {len(values) for values in fields.values()}
@@ -253,9 +261,10 @@ def prepare(
     return _Prepared(frames, {name: sample[name] for name in task.prompt_fields})
 
 
-def _as_list(value: Any, *, size: int, c: int) -> Sequence[Any]:
+def _frames_of(value: Any, *, size: int, channels: int) -> Sequence[Any]:
+    """A field's frames: one picture, a list of them, or a ray map of each camera."""
     if isinstance(value, cameras.Cameras):
-        return cameras.ray_frame(cameras.to_rays(value, size=size), channels=c)
+        return cameras.ray_frame(cameras.to_rays(value, size=size), channels=channels)
     return value if isinstance(value, list) else [value]
 
 

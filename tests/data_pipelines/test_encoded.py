@@ -223,10 +223,16 @@ def test_a_folder_of_another_task(tmp_path):
         EncodedSource([tmp_path], task=get_task("depth"), split="train")
 
 
+def test_sizes_without_buckets():
+    with pytest.raises(ConfigError, match=r"256, 512 and 1024, not 384; .*buckets=false"):
+        EncodeSettings(size=384)
+    assert EncodeSettings(size=384, buckets=False).size == 384
+
+
 def test_split_plan_is_a_partition():
     plan = split_plan(11, dataclasses.replace(SETTINGS, validation=3, shards=4))
     parts = [*plan["train"], *plan["validation"]]
     assert sorted(np.concatenate(parts)) == list(range(11))
     assert [len(part) for part in plan["train"]] == [2, 2, 2, 2]
-    with pytest.raises(ValueError, match="leaves nothing of 11 samples"):
+    with pytest.raises(ConfigError, match="leaves nothing of 11 samples"):
         split_plan(11, dataclasses.replace(SETTINGS, validation=11))

@@ -132,6 +132,7 @@ def test_all_tasks_train_together_from_scratch(config, tmp_path):
     ("change", "message"),
     [
         ("data.row.tokens=16", "data.row.tokens=16 does not hold every example of task 'edit'"),
+        ("data.num_shards=64", "records for data.num_shards=64; for example"),
         ("autoencoder.latent_channels=4", "autoencoder.latent_channels=4"),
         ("autoencoder.folder=/nowhere", "no folder of a released model"),
         ("data.folder=/nowhere", "manifest.json is missing; encode it with"),

@@ -146,7 +146,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
-    from unidiff_jax.evals.report import ReportError
+    from unidiff_jax.evals.results import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError

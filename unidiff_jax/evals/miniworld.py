@@ -33,6 +33,7 @@ from unidiff_jax.evals.miniworld_protocol import Protocol, Setting, TooFewItemsE
 from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
+from unidiff_jax.evals.results import git_state, package_versions, task_result, write_results
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.state import count_parameters
 
@@ -258,7 +259,7 @@ def evaluate(
             judged = judge(protocol, outputs)
             write_samples(folder, protocol=protocol, outputs=outputs, values=judged.values)
             entries.append(
-                report.task_result(
+                task_result(
                     judged.verdict,
                     task=protocol.name,
                     title=protocol.title,
@@ -273,7 +274,7 @@ def evaluate(
             )
     results = {
         "run_id": origin.run_id,
-        "git": report.git_state(),
+        "git": git_state(),
         "command": origin.command,
         "config": evaluated_config(config, settings=settings, split=split, tasks=tasks),
         "seeds": [config.seed],
@@ -281,7 +282,7 @@ def evaluate(
         "params": count_parameters(pipeline.params),
         "wall_clock_seconds": {**origin.seconds, "evaluate": time.monotonic() - started},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "packages": report.package_versions(),
+        "packages": package_versions(),
         "dataset_manifest_sha256": manifest.sha256(
             pathlib.Path(config.data.folder) / manifest.NAME
         ),
@@ -289,7 +290,7 @@ def evaluate(
         "curves": origin.curves,
         "deviations": [*deviations(config, split=split), *missing],
     }
-    report.write_results(folder, results=results)
+    write_results(folder, results=results)
     report.build_report(folder)
     return results
 

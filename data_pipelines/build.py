@@ -230,7 +230,7 @@ def heldout_batches(config: ConfigDict, tokenizer: Tokenizer, *, num_items: int)
     """
     maker = make_maker(config, tokenizer)
     examples = [
-        maker.example(mix.task, item, example_id=identity, plan=mix.plan, cut=True)
+        maker.example(mix.task, item, example_id=identity, plan=mix.plan, cut=True, shift=mix.shift)
         for mix, identity, item in heldout_items(config, num_items=num_items)
     ]
     batch, _ = pack_rows(examples, size=row_size(config))

@@ -46,12 +46,15 @@ class TaskMix:
       plan: noise plan (`frames.PLANS`).
       loss_weight: of its tokens in the loss. Where only a few pixels depend on the words, as in an
         edit, the mean squared error is small however wrong they are.
+      shift: of its noise levels (flow.py), times the config's; below 1 trains lower levels. A
+        picture from words alone is settled at levels where a condition has long told the rest.
     """
 
     task: Task
     weight: float
     plan: str = "clean"
     loss_weight: float = 1.0
+    shift: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class ExampleMaker:
         plan: str = "clean",
         prompt: str | None = None,
         cut: bool = False,
+        shift: float = 1.0,
     ) -> Example:
         """One example.
 
@@ -105,6 +109,7 @@ class ExampleMaker:
           plan: noise plan (`frames.PLANS`).
           prompt: in place of the task's template; "" is the dropped caption.
           cut: whether a prompt that is too long is cut; otherwise it raises ValueError.
+          shift: of the noise levels, times the maker's.
         """
         latents, stds = item.get("latents"), item.get("stds")
         if latents is None:
@@ -120,7 +125,7 @@ class ExampleMaker:
             example_id=example_id,
             patch=self.patch,
             plan=plan,
-            shift=self.shift,
+            shift=self.shift * shift,
         )
 
     def training_example(
@@ -138,6 +143,7 @@ class ExampleMaker:
             plan=mix.plan,
             prompt="" if dropped else None,
             cut=True,
+            shift=mix.shift,
         )
         example["loss_mask"] = example["loss_mask"] * np.float32(mix.loss_weight)
         return example
@@ -149,7 +155,8 @@ def stable_id(task: Task, index: int) -> int:
 
 
 def parse_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> list[TaskMix]:
-    """The config's `data.tasks`: {name: {"weight": float, "plan": str, "loss_weight": float}}.
+    """The config's `data.tasks`: {name: {"weight": float, "plan": str, "loss_weight": float,
+    "shift": float}}.
 
     Raises:
       ConfigError: an unknown task or noise plan, or no task with a positive weight.

@@ -1,6 +1,5 @@
 """From a config to data: source, example maker, training stream, held-out batches."""
 
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,12 +15,17 @@ from data_pipelines.packing import batch_rows, pack
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.text import Tokenizer, train_tokenizer
 from unidiff_jax.types import Batch
 
 TOKENIZER_RECORDS = 2000
 """Records whose texts train the miniature's tokenizer."""
+
+BUCKET_THREADS = 32
+"""Threads that read records from a bucket where `data.read_threads` is 0: there each record is a
+request of its own and takes tens of milliseconds."""
 
 
 def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
@@ -71,9 +75,9 @@ def check_data(config: ConfigDict) -> None:
             )
 
 
-def make_tokenizer(config: ConfigDict, folder: str | pathlib.Path) -> Tokenizer:
+def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call trains it on the training captions."""
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if not (folder / "spiece.model").exists():
         source = make_source(config, split="train")
         count = min(len(source), TOKENIZER_RECORDS)
@@ -114,7 +118,8 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
         examples = mix_examples(
             source, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
         )
-        reads = grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=64)
+        threads = data.read_threads or (BUCKET_THREADS if is_remote(data.folder) else 0)
+        reads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
         rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 

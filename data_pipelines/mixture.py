@@ -16,12 +16,14 @@ import numpy as np
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, PLANS, Example, make_example
-from unidiff_jax.models.autoencoder import SpaceToDepth
+from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import TASKS, Task
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import END, Tokenizer
 
 Item = Mapping[str, Any]
-"""Fields of one training item: arrays for frames, strings for the prompt."""
+"""Fields of one training item: arrays for frames, strings for the prompt. An item that was encoded
+before holds `latents`, one (h, w, c) array a frame, and `stds` where these are posteriors' means.
+"""
 
 
 class Source(Protocol):
@@ -58,7 +60,7 @@ class ExampleMaker:
 
     Attributes:
       tokenizer: of the prompts.
-      autoencoder: deterministic, run on the host.
+      autoencoder: for items of pictures.
       patch: latent pixels a patch side.
       max_text: longest prompt in tokens.
       caption_dropout: probability that a prompt becomes empty, for guidance.
@@ -66,15 +68,17 @@ class ExampleMaker:
     """
 
     tokenizer: Tokenizer
-    autoencoder: SpaceToDepth
+    autoencoder: Autoencoder
     patch: int
     max_text: int
     caption_dropout: float = 0.0
     shift: float = 1.0
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a prompt; raises ValueError when it is longer than `max_text`."""
+    def prompt_ids(self, prompt: str, *, cut: bool = False) -> list[int]:
+        """Ids of a prompt; one longer than `max_text` is cut or raises ValueError."""
         ids = self.tokenizer.encode(prompt)
+        if len(ids) > self.max_text and cut:
+            return [*ids[: self.max_text - 1], END]
         if len(ids) > self.max_text:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: "
@@ -90,16 +94,29 @@ class ExampleMaker:
         example_id: int,
         plan: str = "clean",
         prompt: str | None = None,
+        cut: bool = False,
     ) -> Example:
-        """One example; `prompt` overrides the task's template ("" is the dropped caption)."""
-        latents = [
-            self.autoencoder.encode(CODECS[f.codec].draw(item[f.field])) for f in task.frames
-        ]
+        """One example.
+
+        Args:
+          task: the task.
+          item: its fields.
+          example_id: stable identity.
+          plan: noise plan (`frames.PLANS`).
+          prompt: in place of the task's template; "" is the dropped caption.
+          cut: whether a prompt that is too long is cut; otherwise it raises ValueError.
+        """
+        latents, stds = item.get("latents"), item.get("stds")
+        if latents is None:
+            latents = [
+                self.autoencoder.encode(CODECS[f.codec].draw(item[f.field])) for f in task.frames
+            ]
         prompt = task.prompt.format_map(item) if prompt is None else prompt
         return make_example(
             task,
             latents=latents,
-            text_ids=self.prompt_ids(prompt),
+            stds=stds,
+            text_ids=self.prompt_ids(prompt, cut=cut),
             example_id=example_id,
             patch=self.patch,
             plan=plan,
@@ -120,6 +137,7 @@ class ExampleMaker:
             example_id=stable_id(mix.task, index),
             plan=mix.plan,
             prompt="" if dropped else None,
+            cut=True,
         )
         example["loss_mask"] = example["loss_mask"] * np.float32(mix.loss_weight)
         return example
@@ -153,7 +171,7 @@ def parse_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> list[TaskMix]:
 
 
 def mix_examples(
-    source: Source,
+    sources: Mapping[str, Source],
     mixes: Sequence[TaskMix],
     maker: ExampleMaker,
     *,
@@ -164,7 +182,7 @@ def mix_examples(
     """The endless stream of one data shard; elements without an item are None and dropped later.
 
     Args:
-      source: the records.
+      sources: each task's records.
       mixes: tasks and weights.
       maker: makes the examples.
       seed: of order and choices.
@@ -173,10 +191,11 @@ def mix_examples(
     """
     streams = []
     for mix in mixes:
+        source = sources[mix.task.name]
         indices = grain.MapDataset.range(shard, len(source), num_shards)
         stream = indices.seed(seed * 1009 + mix.task.id).shuffle().repeat()
 
-        def load(number, index, rng, mix=mix):
+        def load(number, index, rng, mix=mix, source=source):
             return maker.training_example(
                 source, mix, source[index], number * num_shards + shard, rng
             )

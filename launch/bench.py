@@ -29,7 +29,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import make_loader, make_source, make_tokenizer
+from data_pipelines.build import make_loader, make_sources, make_tokenizer
 from data_pipelines.loader import Loader, to_devices
 from data_pipelines.miniworld.benchmark import measure
 from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
@@ -275,12 +275,13 @@ def measure_sampling(bench: Bench) -> Numbers:
         tokenizer=bench.tokenizer,
         mesh=bench.mesh,
     )
-    source = make_source(config, split="train")
+    sources = make_sources(config, split="train")
     mixes = parse_mixture(config.data.tasks)
     examples = []
     wanted = config.data.batch_rows * max(1, (config.data.row.segments - 1))
-    for index in range(4 * len(source)):
+    for index in range(4 * max(len(source) for source in sources.values())):
         mix = mixes[index % len(mixes)]
+        source = sources[mix.task.name]
         record = source[index % len(source)]
         item = source.item(record, mix.task, np.random.default_rng(index))
         if item is not None:

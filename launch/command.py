@@ -145,21 +145,25 @@ def describe(error: Exception) -> str | None:
 
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
+    from data_pipelines.encoded import EncodedError
+    from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
-    from unidiff_jax.evals.report import ReportError
+    from unidiff_jax.evals.results import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
 
     return (
         ConfigError,
+        EncodedError,
         FolderError,
         GenerateError,
         InputError,
         MappingError,
         RecordsError,
         ReportError,
+        TooManySkippedError,
     )
 
 

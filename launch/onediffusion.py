@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from configs.meshes import PRESETS, get_mesh
 from launch import command
 from launch.sample import output_paths
 from unidiff_jax.paths import AnyPath, as_path, written_whole
@@ -39,6 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_float("guidance", 4.0, "Scale of the prompt; 1 is none.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
     flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and activations.")
+    flags.DEFINE_enum("mesh", None, list(PRESETS), "Weights over all devices; none is one device.")
     flags.DEFINE_bool("quirks", True, "Keep the official code's habits.")
     flags.DEFINE_string("out", "out.png", "Picture to write; several are numbered.")
 
@@ -53,7 +55,10 @@ def main(argv: list[str]) -> None:
     if values.image and values.mask is None:
         raise InputError("--image needs --mask, such as --mask 1,0 (make the first of two frames)")
     pipe = OneDiffusionPipeline.from_pretrained(
-        values.model, dtype=values.dtype, official_quirks=values.quirks
+        values.model,
+        dtype=values.dtype,
+        official_quirks=values.quirks,
+        mesh=get_mesh(values.mesh) if values.mesh else None,
     )
     common = {
         "negative_prompt": values.negative_prompt,

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
 def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
     """Writes the folder; the same seed gives the same weights."""
     folder = as_path(folder)
-    words = [f"[[{name}]]" for name in ("text2image", "multiview", "faceid", *TASKS)]
+    words = sorted({task.prompt.split()[0] for task in TASKS.values()})
     train_tokenizer(
         (f"{a} {b}" for a in sorted(VOCABULARY) for b in sorted(VOCABULARY)),
         folder=folder / "tokenizer",
@@ -96,7 +96,6 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
         words=words,
     )
     tokenizer = Tokenizer(folder / "tokenizer")
-    sizes = T5 | {"vocab_size": tokenizer.vocab_size}
     keys = iter(jax.random.split(jax.random.key(seed), 3))
 
     def start(make) -> tuple[nnx.GraphDef, Params]:
@@ -105,12 +104,12 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
 
     config = NextDiTConfig.from_json(TRANSFORMER)
     dit = config.dit(softcap=0.0, dtype="float32", remat="none")
-    vae, text = VAEConfig.from_json(VAE), t5_config(sizes, dtype="float32")
+    vae, text = VAEConfig.from_json(VAE), t5_config(T5, dtype="float32")
     _, params = start(lambda rngs: DiT(dit, rngs=rngs))
     OneDiffusionPipeline(
         denoiser=Denoiser(config, dit, params),
         vae=LoadedVAE(vae, *start(lambda rngs: AutoencoderKL(vae, rngs=rngs)), VAE),
-        text=LoadedText(tokenizer, text, *start(lambda rngs: T5Encoder(text, rngs=rngs)), sizes),
+        text=LoadedText(tokenizer, text, *start(lambda rngs: T5Encoder(text, rngs=rngs)), T5),
         schedule=SCHEDULE,
     ).save_pretrained(folder)
 

@@ -24,6 +24,7 @@ jaxtyping.install_import_hook(
         "unidiff_jax.mesh",
         "unidiff_jax.models",
         "unidiff_jax.ops",
+        "unidiff_jax.sample.color_maps",
         "unidiff_jax.sample.guidance",
         "unidiff_jax.sample.solvers",
         "unidiff_jax.train.optim",

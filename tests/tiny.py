@@ -53,14 +53,18 @@ def example(
     plan: str = "clean",
     shift: float = 1.0,
     text: int = 3,
+    std: float | None = None,
 ) -> Example:
-    """Example `number` of a task: contents are a function of the number; sides in patches."""
+    """Example `number` of a task: contents are a function of the number; sides in patches. With
+    `std` its latents are the means of posteriors.
+    """
     rng = np.random.default_rng(number)
     spec = get_task(task)
     shape = (sides[0] * PATCH, sides[1] * PATCH, CHANNELS)
     return make_example(
         spec,
         latents=[rng.uniform(-1, 1, shape).astype(np.float32) for _ in spec.frames],
+        stds=None if std is None else [np.full(shape, std, np.float32) for _ in spec.frames],
         text_ids=[*rng.integers(2, TEXT.vocab_size, text - 1).tolist(), 1],
         example_id=number,
         patch=PATCH,

@@ -77,9 +77,8 @@ def shift_sigma(sigma: Float[AnyArray, "..."], shift: Float[AnyArray, "..."] | f
 # --------------------------------------------------------------------------------------- randomness
 
 
-def _streams(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Independent keys for noise levels and for noise."""
-    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+_SIGMA, _NOISE, _POSTERIOR = range(3)
+"""Independent streams of random numbers under one key."""
 
 
 _fold_rows = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))  # key, (b, n)
@@ -88,10 +87,25 @@ _fold_each = jax.vmap(jax.vmap(jax.random.fold_in))  # (b, n), (b, n)
 
 def draw_noise(key: jax.Array, batch: Batch) -> Float[Array, "b t p"]:
     """Standard normal noise, keyed by (key, example, position of the token in the example)."""
+    return _draw_tokens(jax.random.fold_in(key, _NOISE), batch)
+
+
+def draw_latents(key: jax.Array, batch: Batch) -> Batch:
+    """Draws the clean latents where the batch holds posteriors, keyed as the noise is.
+
+    OneDiffusion conditions on posterior samples too, so given frames are drawn as well.
+    """
+    if batch.token_std is None:
+        return batch
+    drawn = _draw_tokens(jax.random.fold_in(key, _POSTERIOR), batch)
+    return dataclasses.replace(batch, tokens=batch.tokens + batch.token_std * drawn, token_std=None)
+
+
+def _draw_tokens(key: jax.Array, batch: Batch) -> Float[Array, "b t p"]:
     example = take_rows(batch.example_id, batch.token_segment)
     frame, y, x = (batch.position[..., i] for i in range(3))
     place = (frame * MAX_PATCHES + y) * MAX_PATCHES + x
-    keys = _fold_each(_fold_rows(_streams(key)[1], example), place)
+    keys = _fold_each(_fold_rows(key, example), place)
     channels = batch.tokens.shape[-1]
     return jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (channels,))))(keys)
 
@@ -99,7 +113,7 @@ def draw_noise(key: jax.Array, batch: Batch) -> Float[Array, "b t p"]:
 def draw_sigma(key: jax.Array, batch: Batch, config: FlowConfig) -> Float[Array, "b f"]:
     """A noise level for each frame, keyed by (key, example, time group); given frames get 0."""
     example = take_rows(batch.example_id, batch.segment)
-    keys = _fold_each(_fold_rows(_streams(key)[0], example), batch.time_group)
+    keys = _fold_each(_fold_rows(jax.random.fold_in(key, _SIGMA), example), batch.time_group)
     if config.time_sampler == "uniform":
         sigma = jax.vmap(jax.vmap(jax.random.uniform))(keys)
     else:

@@ -88,7 +88,8 @@ FRAME_COLUMNS = ("kind", "role", "name", "given", "time_group")
 Example = dict[str, np.ndarray]
 """Flat arrays of one example; the first axis of each is its packing axis:
 
-    tokens       (t, p) float32    patch latents
+    tokens       (t, p) float32    patch latents, or the means of their posteriors
+    token_std    (t, p) float32    standard deviations of the posteriors, or (t, 0)
     token_index  (t, 4) int32      frame inside the example, then the rotary position (frame, y, x)
     loss_mask    (t,)   float32
     frame_table  (f, 5) int32      FRAME_COLUMNS
@@ -112,6 +113,7 @@ def make_example(
     patch: int,
     plan: str = "clean",
     shift: float = 1.0,
+    stds: Sequence[np.ndarray] | None = None,
 ) -> Example:
     """Makes the flat arrays of one example.
 
@@ -123,16 +125,20 @@ def make_example(
       patch: latent pixels a patch side.
       plan: one of `PLANS`.
       shift: resolution shift of the noise level (flow.py).
+      stds: standard deviations where `latents` are the means of posteriors; None where they are
+        the latents.
+
+    Raises:
+      ValueError: another number of frames than the task has, a frame that does not divide into
+        patches or has too many, no text, or no such plan.
     """
     if plan not in PLANS:
         raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
-    if len(latents) != len(task.frames):
-        raise ValueError(f"task {task.name!r} has {len(task.frames)} frames, got {len(latents)}")
     if not len(text_ids):
         raise ValueError("an example needs at least one text token")
     tokens, index, mask, table = [], [], [], []
-    for number, (spec, latent) in enumerate(zip(task.frames, latents, strict=True)):
-        generated = spec.field in task.generate
+    for number, (spec, latent) in enumerate(zip(task.sequence(len(latents)), latents, strict=True)):
+        generated = spec.field in task.generate and number < len(task.frames)
         given = plan == "clean" and not generated
         if max(latent.shape[:2]) > MAX_PATCHES * patch:  # two places would draw the same noise
             side = max(latent.shape[:2]) // patch
@@ -149,8 +155,14 @@ def make_example(
         mask.append(np.full(len(patches), not given, np.float32))
         group = 0 if plan == "shared" or (plan == "clean" and generated) else number + 1
         table.append((spec.kind, spec.role, 0, given, group))
+    means = np.concatenate(tokens).astype(np.float32, copy=False)
+    if stds is None:
+        deviations = np.zeros((len(means), 0), np.float32)
+    else:
+        deviations = np.concatenate([patchify(std, patch=patch) for std in stds])
     return {
-        "tokens": np.concatenate(tokens).astype(np.float32, copy=False),
+        "tokens": means,
+        "token_std": deviations.astype(np.float32, copy=False),
         "token_index": np.concatenate(index),
         "loss_mask": np.concatenate(mask),
         "frame_table": np.asarray(table, np.int32),
@@ -172,6 +184,7 @@ class RowSize(NamedTuple):
         """Packing capacity of each array of an `Example`."""
         return {
             "tokens": self.tokens,
+            "token_std": self.tokens,
             "token_index": self.tokens,
             "loss_mask": self.tokens,
             "frame_table": self.frames - 1,
@@ -205,6 +218,7 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
     position = np.arange(len(text_segment)) - first_text[text_segment]
     return Batch(
         tokens=packed["tokens"],
+        token_std=packed["token_std"] if packed["token_std"].shape[-1] else None,
         frame=np.where(token_segment, frame, 0).astype(np.int32),
         position=packed["token_index"][:, 1:].astype(np.int32),
         loss_mask=packed["loss_mask"],

@@ -95,6 +95,14 @@ def parameter_shardings(params: Any, axes: Any, *, rules: Config, mesh: Mesh) ->
     return jax.tree.map(sharding, params, axes)
 
 
+def section_shardings(section: Config | None, params: Any, axes: Any) -> Any:
+    """`parameter_shardings` on all devices by a config's section {axes, rules}; None for None."""
+    if section is None:
+        return None
+    mesh = make_mesh(section["axes"])
+    return parameter_shardings(params, axes, rules=section["rules"], mesh=mesh)
+
+
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:
     """Pins an activation's sharding where a mesh is set (`jax.set_mesh`)."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -63,9 +63,10 @@ def is_remote(path: AnyPath) -> bool:
 
 @contextlib.contextmanager
 def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
-    """A local file to write, which becomes `path` in one step; an error leaves `path` as it was.
+    """A local file to write, which becomes `path` in one step.
 
-    Folders on the way are made. A bucket's file lies in the folder for temporary files (`TMPDIR`)
+    An error leaves `path` as it was, and so does a block that makes no file. Folders on the way are
+    made. A bucket's file lies in the folder for temporary files (`TMPDIR`)
     until it is whole.
 
     Example:
@@ -77,13 +78,15 @@ def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / path.name
             yield file
-            epath.Path(file).copy(path, overwrite=True)
+            if file.exists():
+                epath.Path(file).copy(path, overwrite=True)
         return
     local = pathlib.Path(path)
     local.parent.mkdir(parents=True, exist_ok=True)
     partial = local.with_name(f"{local.stem}.partial{local.suffix}")
     yield partial
-    partial.replace(local)
+    if partial.exists():
+        partial.replace(local)
 
 
 @contextlib.contextmanager

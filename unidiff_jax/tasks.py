@@ -45,6 +45,9 @@ class Task:
       prompt: format string over the item's text fields.
       metric: primary metric in the miniature's evaluation.
       title: for tables and pages.
+      repeats: whether an example may have the frames several times over, such as the pictures of
+        one subject or the pictures and cameras of a scene; its fields then hold lists. With clean
+        conditions (`frames.PLANS`) the first round is made and the others are given.
     """
 
     id: int
@@ -54,6 +57,15 @@ class Task:
     prompt: str
     metric: str
     title: str
+    repeats: bool = False
+
+    def sequence(self, count: int) -> tuple[FrameSpec, ...]:
+        """The frames of an example with `count` of them; raises ValueError for a wrong number."""
+        rounds, rest = divmod(count, len(self.frames))
+        if rest or not rounds or (rounds > 1 and not self.repeats):
+            more = " or a multiple" if self.repeats else ""
+            raise ValueError(f"task {self.name!r} has {len(self.frames)} frames{more}, got {count}")
+        return self.frames * rounds
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -75,6 +87,22 @@ _EDITED = FrameSpec(field="edited")
 _SOURCE = FrameSpec(field="source", role=Role.CANVAS)
 _LATER = FrameSpec(field="later")
 _EARLIER = FrameSpec(field="earlier", role=Role.CANVAS)
+_VIEW = FrameSpec(field="views")
+_CAMERA = FrameSpec(field="cameras", kind=Kind.RAY)
+
+
+def _map_task(id: int, name: str, field: str, *, token: str, title: str) -> Task:
+    """A picture from a map or a worse picture of it, and the caption (OneDiffusion, Table 1)."""
+    return Task(
+        id=id,
+        name=name,
+        title=title,
+        frames=(_IMAGE, FrameSpec(field=field, role=Role.CONTROL)),
+        generate=("image",),
+        prompt=f"[[{token}]] {{caption}}",
+        metric="psnr",
+    )
+
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -150,6 +178,45 @@ TASKS: dict[str, Task] = {
             generate=("image",),
             prompt="[[image_inpainting]] {caption}",
             metric="hole_psnr",
+        ),
+        _map_task(9, "deblur", "blurred", token="deblurring", title="Deblurring"),
+        # the paper trains it and names no token: ours
+        _map_task(10, "upscale", "small", token="upscaling", title="Upscaling"),
+        _map_task(11, "edges_to_image", "edges", token="canny2image", title="Edges to image"),
+        _map_task(12, "contours_to_image", "contours", token="hed2img", title="Contours to image"),
+        _map_task(13, "pose_to_image", "pose", token="pose2image", title="Pose to image"),
+        _map_task(
+            14, "semantic_to_image", "semantic", token="semanticmap2image", title="Classes to image"
+        ),
+        Task(
+            id=15,
+            name="identity",
+            title="Pictures of one subject",
+            frames=(_VIEW,),
+            generate=("views",),
+            prompt="[[faceid]] {captions}",
+            metric="identity",
+            repeats=True,
+        ),
+        Task(
+            id=16,
+            name="subject",
+            title="Subject-driven generation",
+            frames=(_VIEW,),
+            generate=("views",),
+            prompt="[[subject_driven]] <item: {name}> {captions}",
+            metric="identity",
+            repeats=True,
+        ),
+        Task(
+            id=17,
+            name="multiview",
+            title="Views and cameras of a scene",
+            frames=(_VIEW, _CAMERA),
+            generate=("views",),
+            prompt="[[multiview]] {caption}",
+            metric="psnr",
+            repeats=True,
         ),
     )
 }

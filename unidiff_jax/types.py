@@ -58,7 +58,7 @@ class Batch:
     compiled program.
 
     Attributes:
-      tokens: patchified clean latents.
+      tokens: patchified clean latents, or the means of their posteriors.
       frame: each token's row of the frame table.
       position: (frame inside the example, y, x) in patches, for the rotary embedding; also the
         token's identity for its random numbers.
@@ -77,6 +77,8 @@ class Batch:
       text_states: encoder states computed before.
       text_segment: each text token's row of the segment table.
       text_position: position inside the example's text.
+      token_std: standard deviations of the posteriors whose means `tokens` holds; the step draws
+        the latents (`flow.draw_latents`).
     """
 
     tokens: Float[Array, "b t p"]
@@ -99,6 +101,8 @@ class Batch:
     text_position: Int[Array, "b s"]
     text_ids: Int[Array, "b s"] | None = None
     text_states: Float[Array, "b s e"] | None = None
+
+    token_std: Float[Array, "b t p"] | None = None
 
     @property
     def token_segment(self) -> Int[Array, "b t"]:

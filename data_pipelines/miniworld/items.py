@@ -24,6 +24,18 @@ from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
 from unidiff_jax.tasks import Task
 
+TASK_NAMES = (
+    "text_to_image",
+    "depth",
+    "depth_to_image",
+    "segment",
+    "edit",
+    "next_frame",
+    "layout_to_image",
+    "inpaint",
+)
+"""Tasks whose fields a record can fill."""
+
 NEAR, FAR = 3.5, 16.0
 """Depth planes in scene units; every visible point lies between them."""
 

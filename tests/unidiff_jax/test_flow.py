@@ -197,3 +197,44 @@ def test_frames_of_a_time_group_share_a_level():
     assert plans["clean"][first][-1] == 0 < plans["clean"][second][-1]
     for plan in plans.values():  # one level inside a frame
         assert len({float(v[-1]) for k, v in plan.items() if k[1] == 1}) == 1
+
+
+# -------------------------------------------------------------------------------------- posteriors
+
+
+def posteriors(std=0.5):
+    return [
+        tiny.example(i + 1, task, sides=sides, std=std)
+        for i, (task, sides) in enumerate(
+            [("depth", (2, 2)), ("edit", (2, 3)), ("segment", (1, 2))]
+        )
+    ]
+
+
+def test_latents_are_drawn_from_their_posteriors():
+    batch = tiny.on_device(tiny.packed([tiny.example(1, sides=(3, 4), std=0.5)]))
+    drawn = flow.draw_latents(KEY, batch)
+    assert drawn.token_std is None
+    real = np.asarray(batch.frame) > 0
+    moved = (np.asarray(drawn.tokens) - np.asarray(batch.tokens))[real] / 0.5
+    assert scipy.stats.kstest(moved.ravel(), "norm").pvalue > 1e-3
+    np.testing.assert_array_equal(np.asarray(drawn.tokens)[~real], 0)
+    noise = np.asarray(flow.draw_noise(KEY, batch))[real]
+    assert abs(np.corrcoef(moved.ravel(), noise.ravel())[0, 1]) < 0.2  # another stream
+
+
+def test_a_posterior_without_width_is_its_mean():
+    batch = tiny.on_device(tiny.packed(posteriors(std=0.0)))
+    np.testing.assert_array_equal(flow.draw_latents(KEY, batch).tokens, batch.tokens)
+    plain = tiny.on_device(tiny.packed(tiny.mixed_examples()))
+    assert flow.draw_latents(KEY, plain) is plain
+
+
+def test_posterior_draws_belong_to_the_example():
+    def draws(batch):
+        batch = tiny.on_device(batch)
+        return tiny.by_token(batch, flow.draw_latents(KEY, batch).tokens)
+
+    reference = draws(tiny.packed(posteriors()))
+    tiny.assert_same_tokens(reference, draws(tiny.alone(posteriors())))
+    tiny.assert_same_tokens(reference, draws(tiny.packed(posteriors()[::-1])))

@@ -208,3 +208,45 @@ def test_examples_that_cannot_be(change, message):
 def test_an_example_larger_than_a_row():
     with pytest.raises(ValueError, match="needs 32 tokens, a row holds 24"):
         tiny.packed([tiny.example(1, sides=(4, 4))], SIZE)
+
+
+def test_a_task_that_repeats_makes_the_first_round_and_gives_the_others():
+    task = get_task("multiview")
+    latents = [np.full((4, 4, 3), n, np.float32) for n in range(6)]  # three views, three cameras
+
+    def table(plan):
+        example = make_example(
+            task, latents=latents, text_ids=[1], example_id=1, patch=2, plan=plan
+        )
+        return example["frame_table"].T
+
+    kind, _, _, given_frames, group = table("clean")
+    assert list(kind) == [1, 2] * 3
+    assert list(given_frames) == [0, 1, 1, 1, 1, 1]
+    assert len(set(group[given_frames == 0])) == 1
+    assert not table("independent")[3].any()
+    assert list(table("independent")[4]) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "message"),
+    [
+        ("multiview", 3, "task 'multiview' has 2 frames or a multiple, got 3"),
+        ("multiview", 0, "or a multiple, got 0"),
+        ("depth", 4, "task 'depth' has 2 frames, got 4"),
+    ],
+)
+def test_wrong_numbers_of_frames(task, count, message):
+    with pytest.raises(ValueError, match=message):
+        get_task(task).sequence(count)
+
+
+def test_posteriors_lie_beside_their_means():
+    plain, spread = tiny.example(1), tiny.example(1, std=0.5)
+    assert tiny.packed([plain]).token_std is None
+    batch = tiny.packed([spread, tiny.example(2, std=0.25)])
+    np.testing.assert_array_equal(batch.tokens, tiny.packed([plain, tiny.example(2)]).tokens)
+    real = batch.frame > 0
+    spreads = tiny.by_token(batch, batch.token_std)
+    assert {key[0]: set(value) for key, value in spreads.items()} == {1: {0.5}, 2: {0.25}}
+    assert not batch.token_std[~real].any()

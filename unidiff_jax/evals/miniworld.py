@@ -23,8 +23,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import make_source
+from data_pipelines.build import make_miniworld
 from data_pipelines.miniworld import edits, manifest
+from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.mixture import parse_mixture, stable_id
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals import report, statistics
@@ -32,9 +33,9 @@ from unidiff_jax.evals.miniworld_protocol import Protocol, Setting, TooFewItemsE
 from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
+from unidiff_jax.evals.results import git_state, package_versions, task_result, write_results
 from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.state import count_parameters
 
 Outputs = Float[np.ndarray, "items seeds h w 3"]
@@ -103,11 +104,11 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
       ConfigError: a name is no task.
     """
     kinds = config.data.edit_kinds or edits.KINDS
-    every = {name: [name] for name in TASKS}
+    every = {name: [name] for name in TASK_NAMES}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    wanted = tasks or [name for name in TASKS if name in trained]
+    wanted = tasks or [name for name in TASK_NAMES if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -128,7 +129,7 @@ def make_protocols(
     setting = Setting(
         folder=config.data.folder,
         split=split,
-        training=training_statistics(make_source(config, split="train")),
+        training=training_statistics(make_miniworld(config, split="train")),
         num_items=num_items or EvalSettings().num_items,
         samples=manifest.read(config.data.folder).settings.samples,
         min_reference_objects=config.data.min_reference_objects,
@@ -259,7 +260,7 @@ def evaluate(
             judged = judge(protocol, outputs)
             write_samples(folder, protocol=protocol, outputs=outputs, values=judged.values)
             entries.append(
-                report.task_result(
+                task_result(
                     judged.verdict,
                     task=protocol.name,
                     title=protocol.title,
@@ -274,7 +275,7 @@ def evaluate(
             )
     results = {
         "run_id": origin.run_id,
-        "git": report.git_state(),
+        "git": git_state(),
         "command": origin.command,
         "config": evaluated_config(config, settings=settings, split=split, tasks=tasks),
         "seeds": [config.seed],
@@ -282,13 +283,13 @@ def evaluate(
         "params": count_parameters(pipeline.params),
         "wall_clock_seconds": {**origin.seconds, "evaluate": time.monotonic() - started},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "packages": report.package_versions(),
+        "packages": package_versions(),
         "dataset_manifest_sha256": manifest.sha256(as_path(config.data.folder) / manifest.NAME),
         "tasks": entries,
         "curves": origin.curves,
         "deviations": [*deviations(config, split=split), *missing],
     }
-    report.write_results(folder, results=results)
+    write_results(folder, results=results)
     report.build_report(folder)
     return results
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.miniworld.items import FAR, NEAR, to_depth
+from data_pipelines.miniworld.items import FAR, NEAR, TASK_NAMES, to_depth
 from data_pipelines.mixture import parse_mixture
-from unidiff_jax.evals import pictures, report
+from unidiff_jax.evals import pictures
+from unidiff_jax.evals.charts import format_number
 from unidiff_jax.evals.miniworld_protocol import Protocol
 from unidiff_jax.evals.miniworld_training import NUM_RECORDS
+from unidiff_jax.evals.results import SampleWriter
 from unidiff_jax.frames import CODECS
-from unidiff_jax.tasks import TASKS
 from unidiff_jax.types import Role
 
 
@@ -30,7 +31,7 @@ def write_samples(
     """
     means = values.mean(axis=1)
     shown = {*range(report.NUM_SHOWN), *np.argsort(means, kind="stable")[: report.NUM_SHOWN]}
-    with report.SampleWriter(folder, task=protocol.name) as writer:
+    with SampleWriter(folder, task=protocol.name) as writer:
         for i, (index, item) in enumerate(zip(protocol.indices, protocol.items, strict=True)):
             writer.write(
                 f"{index:05d}",
@@ -68,7 +69,7 @@ def _pictures(
 def deviations(config: ConfigDict, *, split: str) -> list[str]:
     """What a reader must know beside the numbers."""
     trained = [mix.task.name for mix in parse_mixture(config.data.tasks)]
-    absent = [name for name in TASKS if name not in trained]
+    absent = [name for name in TASK_NAMES if name not in trained]
     texts = []
     if config.image_size < 64:
         texts.append(
@@ -94,7 +95,7 @@ def deviations(config: ConfigDict, *, split: str) -> list[str]:
 
 def verdict_table(results: Mapping[str, Any]) -> str:
     """The verdicts as aligned plain text, one line a task."""
-    number = report.format_number
+    number = format_number
     rows = [("task", "metric", "value [95 % interval]", "best floor", "shuffled", "ceiling", "")]
     for task in results["tasks"]:
         low, high = task["ci95"]

@@ -3,6 +3,7 @@
 Tensors are read where they are indexed, so that a large checkpoint never lies in memory as a whole.
 """
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -189,6 +190,22 @@ def _open_file(path: epath.Path) -> dict[str, FileTensor | BucketTensor]:
         return {name: BucketTensor(file, name) for name in file.entries}
     handle = safetensors.safe_open(path, framework="np")
     return {name: FileTensor(handle, name) for name in handle.keys()}
+
+
+def weights_digest(folder: AnyPath) -> str:
+    """SHA-256 over the folder's `config.json` and weight files, in hexadecimal.
+
+    Raises:
+      FolderError: the folder holds no weights.
+    """
+    files = sorted(as_path(folder).glob("*.safetensors"))
+    if not files:
+        raise FolderError(f"{folder} holds no safetensors file")
+    digest = hashlib.sha256()
+    for path in (as_path(folder) / "config.json", *files):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:

@@ -5,12 +5,14 @@ Weights keep float32 and are cast to the computing dtype at use. Norms compute i
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from unidiff_jax.mesh import parameter_axes
 from unidiff_jax.types import Params
 
 Initializer = Callable[..., jax.Array]
@@ -140,10 +142,19 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], *, num: int, rngs: nnx.
     return module
 
 
-def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
-    """Structure of a module and shapes of its parameters, without allocating anything."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    return graphdef, nnx.to_pure_dict(state)
+class Abstract(NamedTuple):
+    """A module without its weights: structure, and shapes and logical axes of its parameters."""
+
+    graphdef: nnx.GraphDef
+    shapes: Params
+    axes: Params
+
+
+def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> Abstract:
+    """Describes a module without allocating anything."""
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    return Abstract(graphdef, nnx.to_pure_dict(state), parameter_axes(module))
 
 
 REMAT_POLICIES = {

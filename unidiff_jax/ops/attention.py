@@ -4,9 +4,15 @@ An implementation that cannot honour a part of the call raises; none drops segme
 bias.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+QUERY_BLOCK = 1024
+"""More than twice as many queries are worked through in blocks of at most this many, so that the
+scores of a large picture never lie in memory as a whole, in the backward pass neither."""
 
 
 def attention(
@@ -46,6 +52,45 @@ def attention(
         k = jnp.repeat(k, heads // kv_heads, axis=2)
         v = jnp.repeat(v, heads // kv_heads, axis=2)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    attend = functools.partial(_attend, scale=scale, softcap=softcap)
+    blocks = 1 if bias is not None or causal else _num_blocks(q.shape[1])
+    if blocks == 1:
+        return attend(q, k, v, q_segment, kv_segment, bias=bias, causal=causal)
+
+    def cut(x):  # (b, t, ...) to (blocks, b, t / blocks, ...)
+        return jnp.moveaxis(x.reshape(x.shape[0], blocks, -1, *x.shape[2:]), 1, 0)
+
+    pieces = cut(q) if q_segment is None else (cut(q), cut(q_segment))
+
+    @jax.checkpoint
+    def block(piece):
+        part, segment = (piece, None) if q_segment is None else piece
+        return attend(part, k, v, segment, kv_segment)
+
+    return jnp.moveaxis(jax.lax.map(block, pieces), 0, 1).reshape(q.shape)
+
+
+def _num_blocks(num_queries: int) -> int:
+    """Fewest equal blocks of at most `QUERY_BLOCK` queries; 1 where only tiny ones would divide."""
+    if num_queries <= 2 * QUERY_BLOCK:
+        return 1
+    first = -(-num_queries // QUERY_BLOCK)
+    return next((n for n in range(first, 4 * first) if num_queries % n == 0), 1)
+
+
+def _attend(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s h k"],
+    v: Float[Array, "b s h k"],
+    q_segment: Int[Array, "b t"] | None,
+    kv_segment: Int[Array, "b s"] | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    bias: Float[Array, "#b h t s"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "b t h k"]:
+    """`attention` with as many key heads as query heads, all queries at once."""
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)

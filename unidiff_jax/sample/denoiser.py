@@ -18,11 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import Config, ConfigError
 from unidiff_jax.export.files import open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import dit_table, from_official, to_official
+from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.dit import DiT, DiTConfig
-from unidiff_jax.models.layers import abstract
+from unidiff_jax.models.layers import Abstract, abstract
 from unidiff_jax.paths import AnyPath
 from unidiff_jax.types import AnyArray, Batch, Kind, Noised, Params
 
@@ -101,13 +102,17 @@ class NextDiTConfig:
         )
 
 
-def load_denoiser(folder: AnyPath, *, dtype: str = "float32") -> "Denoiser":
+def load_denoiser(
+    folder: AnyPath, *, dtype: str = "float32", mesh: Config | None = None
+) -> "Denoiser":
     """Loads a released `transformer` folder.
 
     Args:
       folder: `config.json` and safetensors, one file or sharded.
       dtype: of weights and activations. As in the official code, `bfloat16` caps the attention's
         scores at 30 and `float32` does not.
+      mesh: how weights lie on all devices, such as `configs.meshes.get_mesh("tensor")`; tensor by
+        tensor, so that no host holds them all. None is one device.
 
     Raises:
       FolderError: the folder cannot be read.
@@ -117,16 +122,20 @@ def load_denoiser(folder: AnyPath, *, dtype: str = "float32") -> "Denoiser":
     config = NextDiTConfig.from_json(values)
     softcap = 0.0 if dtype == "float32" else SOFTCAP
     dit = config.dit(softcap=softcap, dtype=dtype, remat="none")
-    shapes = abstract_params(dit)
+    _, shapes, axes = abstract_dit(dit)
     params = from_official(
-        open_tensors(folder), shapes, table=dit_table(dit), dtype=jnp.dtype(dtype)
+        open_tensors(folder),
+        shapes,
+        table=dit_table(dit),
+        dtype=jnp.dtype(dtype),
+        shardings=section_shardings(mesh, shapes, axes),
     )
     return Denoiser(config, dit, jax.tree.map(jnp.asarray, params), values=values)
 
 
-def abstract_params(config: DiTConfig) -> Params:
-    """Shapes of a transformer's parameters, without allocating them."""
-    return abstract(lambda rngs: DiT(config, rngs=rngs))[1]
+def abstract_dit(config: DiTConfig) -> Abstract:
+    """A transformer without its weights."""
+    return abstract(lambda rngs: DiT(config, rngs=rngs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +239,7 @@ class Denoiser:
 
 @functools.cache
 def _compiled(config: DiTConfig):
-    graphdef, _ = abstract(lambda rngs: DiT(config, rngs=rngs))
+    graphdef = abstract_dit(config).graphdef
 
     @functools.partial(jax.jit, static_argnames=("grid", "per_token"))
     def run(params, tokens, sigma, text, text_mask, *, grid, per_token):

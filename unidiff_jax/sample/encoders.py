@@ -10,10 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from unidiff_jax.config import ConfigError
-from unidiff_jax.export.files import WEIGHT_NAMES, open_tensors, read_config, write_model
+from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.export.files import (
+    WEIGHT_NAMES,
+    open_tensors,
+    read_config,
+    weights_digest,
+    write_model,
+)
 from unidiff_jax.export.mapping import (
     from_official,
     modern_vae_names,
@@ -21,6 +29,7 @@ from unidiff_jax.export.mapping import (
     to_official,
     vae_table,
 )
+from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.t5 import T5Config, T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
@@ -42,16 +51,19 @@ class LoadedVAE:
     values: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: AnyPath, *, dtype: str = "float32") -> "LoadedVAE":
+    def load(
+        cls, folder: AnyPath, *, dtype: str = "float32", mesh: Config | None = None
+    ) -> "LoadedVAE":
         """Reads a diffusers `vae` folder; raises as `OneDiffusionPipeline.from_pretrained`."""
         values = read_config(folder)
         config = VAEConfig.from_json(values, dtype=dtype)
-        graphdef, shapes = abstract(lambda rngs: AutoencoderKL(config, rngs=rngs))
+        graphdef, shapes, axes = abstract(lambda rngs: AutoencoderKL(config, rngs=rngs))
         params = from_official(
             modern_vae_names(open_tensors(folder)),
             shapes,
             table=vae_table(shapes),
             dtype=jnp.dtype(dtype),
+            shardings=section_shardings(mesh, shapes, axes),
         )
         return cls(config, graphdef, jax.tree.map(jnp.asarray, params), values)
 
@@ -65,19 +77,81 @@ class LoadedVAE:
         return self.config.downscale
 
     def encode(self, pictures: Float[Array, "b h w 3"]) -> Posterior:
-        return _vae_encode(self.params, pictures, graphdef=self.graphdef)
+        return vae_encode(self.params, pictures, graphdef=self.graphdef)
 
     def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
-        return _vae_decode(self.params, latents, graphdef=self.graphdef)
+        return vae_decode(self.params, latents, graphdef=self.graphdef)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAutoencoder:
+    """A released autoencoder as a `models.autoencoder.Autoencoder`, on this process's devices.
+
+    Latents are at the diffusion model's scale: times the folder's `scaling_factor`. Its
+    `shift_factor` is ignored, as OneDiffusion does. The weights are read at the first use.
+
+    Attributes:
+      folder: diffusers `vae` folder.
+      dtype: of weights and activations.
+    """
+
+    folder: str
+    dtype: str = "float32"
+
+    @functools.cached_property
+    def _vae(self) -> LoadedVAE:
+        vae = LoadedVAE.load(self.folder, dtype=self.dtype)
+        return dataclasses.replace(vae, params=jax.device_put(vae.params, self._sharding(P())))
+
+    @functools.cached_property
+    def config(self) -> VAEConfig:
+        return VAEConfig.from_json(read_config(self.folder), dtype=self.dtype)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        return self.config.downscale
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the latents of a picture, for manifests."""
+        return {"sha256": weights_digest(self.folder), "dtype": self.dtype}
+
+    def posterior(
+        self, rgb: Float[np.ndarray, "b h w 3"]
+    ) -> tuple[Float[np.ndarray, "b y x c"], Float[np.ndarray, "b y x c"]]:
+        """Mean and standard deviation; a batch that the devices do not divide runs on one."""
+        even = len(rgb) % jax.local_device_count() == 0
+        found = self._vae.encode(jax.device_put(rgb, self._sharding(P("batch" if even else None))))
+        scale = self.config.scaling_factor
+        return np.asarray(found.mean, np.float32) * scale, np.asarray(found.std, np.float32) * scale
+
+    def encode(self, rgb: Float[np.ndarray, "... h w 3"]) -> Float[np.ndarray, "... y x c"]:
+        """Means of the posteriors."""
+        mean, _ = self.posterior(np.asarray(rgb, np.float32).reshape(-1, *rgb.shape[-3:]))
+        return mean.reshape(*rgb.shape[:-3], *mean.shape[1:])
+
+    def decode(self, latents: Float[np.ndarray, "... y x c"]) -> Float[np.ndarray, "... h w 3"]:
+        flat = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:])
+        rgb = np.asarray(self._vae.decode(flat / self.config.scaling_factor), np.float32)
+        return rgb.reshape(*latents.shape[:-3], *rgb.shape[1:])
+
+    def _sharding(self, spec: P) -> NamedSharding:
+        return NamedSharding(Mesh(jax.local_devices(), "batch"), spec)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _vae_encode(params, pictures, *, graphdef):
+def vae_encode(params, pictures, *, graphdef):
+    """The program of `LoadedVAE.encode`."""
     return nnx.merge(graphdef, params).encode(pictures)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _vae_decode(params, latents, *, graphdef):
+def vae_decode(params, latents, *, graphdef):
+    """The program of `LoadedVAE.decode`."""
     return nnx.merge(graphdef, params).decode(latents)
 
 
@@ -99,6 +173,7 @@ class LoadedText:
         tokenizer: AnyPath,
         dtype: str = "float32",
         round_to: str | None = None,
+        mesh: Config | None = None,
     ) -> "LoadedText":
         """Reads a transformers T5 folder of version 1.1.
 
@@ -107,18 +182,20 @@ class LoadedText:
           tokenizer: folder with `spiece.model`.
           dtype: of weights and activations.
           round_to: type to which the weights are rounded before.
+          mesh: see `denoiser.load_denoiser`.
 
         Raises:
           ConfigError: another T5; and as `OneDiffusionPipeline.from_pretrained`.
         """
         values = read_config(folder)
         config = t5_config(values, dtype=dtype)
-        graphdef, shapes = abstract(lambda rngs: T5Encoder(config, rngs=rngs))
+        graphdef, shapes, axes = abstract(lambda rngs: T5Encoder(config, rngs=rngs))
         params = from_official(
             open_tensors(folder),
             shapes,
             table=t5_table(config),
             dtype=jnp.dtype(round_to or dtype),
+            shardings=section_shardings(mesh, shapes, axes),
         )
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
         return cls(Tokenizer(tokenizer), config, graphdef, params, values)
@@ -141,11 +218,12 @@ class LoadedText:
                 tokens = [*tokens[: MAX_TEXT - 1], END]
             row[: len(tokens)] = tokens
         mask = jnp.asarray(ids != PAD, jnp.int32)
-        return _encode_text(self.params, jnp.asarray(ids), mask, graphdef=self.graphdef), mask
+        return encode_text(self.params, jnp.asarray(ids), mask, graphdef=self.graphdef), mask
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _encode_text(params, ids, mask, *, graphdef):
+def encode_text(params, ids, mask, *, graphdef):
+    """The program of `LoadedText.encode`."""
     return nnx.merge(graphdef, params)(ids, segment=mask).astype(jnp.float32)
 
 

@@ -1,8 +1,11 @@
 """Pictures from outside: read safely, bring to the model's size, write back."""
 
+import io
 import os
 import pathlib
-from typing import Any
+import struct
+import zlib
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +17,18 @@ MAX_PIXELS = 2**26
 """A picture with a longer side or more pixels is refused before it is decoded."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+# What PIL raises on damaged files, by format and by what is damaged (pixels, chunks, EXIF).
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
 
 
 class InputError(ValueError):
@@ -57,7 +72,7 @@ def open_picture(source: Any) -> Image.Image:
         _check_size(*source.size, "the picture")
         try:
             return _to_rgb(source)
-        except (OSError, SyntaxError) as error:  # PIL reads a file's pixels only now
+        except _DAMAGE as error:  # PIL reads a file's pixels only now
             raise InputError(f"the picture is damaged: {error}") from None
     if not isinstance(source, str | os.PathLike):
         raise InputError(
@@ -66,16 +81,35 @@ def open_picture(source: Any) -> Image.Image:
     path = pathlib.Path(source)
     if not path.is_file():
         raise InputError(f"no such picture: {path}")
+    return _decode(path, str(path))
+
+
+def decode_picture(data: bytes, *, name: str = "the picture") -> Image.Image:
+    """An RGB picture from the bytes of a PNG, JPEG or WebP file.
+
+    Args:
+      data: the file's bytes.
+      name: what error messages call it.
+
+    Raises:
+      InputError: no picture, another format, damaged, or too large.
+    """
+    return _decode(io.BytesIO(data), name)
+
+
+def _decode(file: pathlib.Path | BinaryIO, name: str) -> Image.Image:
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            _check_size(*picture.size, str(path))
+        with Image.open(file, formats=FORMATS) as picture:
+            _check_size(*picture.size, name)
             return _to_rgb(picture)
+    except InputError:
+        raise
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no PNG, JPEG or WebP picture") from None
+        raise InputError(f"{name} is no PNG, JPEG or WebP picture") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large: {error}") from None
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{name} is too large: {error}") from None
+    except _DAMAGE as error:
+        raise InputError(f"{name} is damaged: {error}") from None
 
 
 def _check_size(width: int, height: int, name: str) -> None:

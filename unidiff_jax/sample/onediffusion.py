@@ -34,16 +34,16 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from unidiff_jax import cameras
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import Config, ConfigError
 from unidiff_jax.export.files import read_config, write_json
 from unidiff_jax.flow import shift_sigma
-from unidiff_jax.models.dit import DiT, DiTConfig
-from unidiff_jax.models.layers import abstract
+from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.denoiser import (
     Denoiser,
     RopeScaling,
+    abstract_dit,
     dense_batch,
     dense_noised,
     from_tokens,
@@ -134,7 +134,12 @@ class OneDiffusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: AnyPath, *, dtype: str = "float32", official_quirks: bool = True
+        cls,
+        folder: AnyPath,
+        *,
+        dtype: str = "float32",
+        official_quirks: bool = True,
+        mesh: Config | None = None,
     ) -> "OneDiffusionPipeline":
         """Loads a folder with `transformer`, `vae`, `text_encoder`, `tokenizer`, `scheduler`.
 
@@ -142,6 +147,7 @@ class OneDiffusionPipeline:
           folder: in the released layout.
           dtype: of all three networks; see `load_denoiser`.
           official_quirks: see the module.
+          mesh: see `load_denoiser`; for all three networks.
 
         Raises:
           FolderError, MappingError, ConfigError: a part that cannot be loaded, and why.
@@ -149,13 +155,14 @@ class OneDiffusionPipeline:
         folder = as_path(folder)
         schedule = read_config(folder / "scheduler", name="scheduler_config.json")
         return cls(
-            denoiser=load_denoiser(folder / "transformer", dtype=dtype),
-            vae=LoadedVAE.load(folder / "vae", dtype=dtype),
+            denoiser=load_denoiser(folder / "transformer", dtype=dtype, mesh=mesh),
+            vae=LoadedVAE.load(folder / "vae", dtype=dtype, mesh=mesh),
             text=LoadedText.load(
                 folder / "text_encoder",
                 tokenizer=folder / "tokenizer",
                 dtype=dtype,
                 round_to="float16" if official_quirks else None,
+                mesh=mesh,
             ),
             schedule=FlowMatchSchedule.from_json(schedule),
             official_quirks=official_quirks,
@@ -452,7 +459,7 @@ class OneDiffusionPipeline:
         start = 0
         for rope in dict.fromkeys(ropes):
             stop = start + ropes.count(rope)
-            tokens = _integrate(
+            tokens = integrate(
                 denoiser.params,
                 tokens,
                 jnp.asarray(sigmas[start : stop + 1]),
@@ -503,7 +510,7 @@ class _Row(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "grid", "made"))
-def _integrate(
+def integrate(
     params: Params,
     tokens: Float[Array, "B t p"],
     sigmas: Float[Array, "n"],
@@ -517,7 +524,7 @@ def _integrate(
     made: tuple[int, ...],
 ) -> Float[Array, "B t p"]:
     """Steps along `sigmas`; given frames carry `given_sigma` and stay as they are."""
-    model = nnx.merge(abstract(lambda rngs: DiT(config, rngs=rngs))[0], params)
+    model = nnx.merge(abstract_dit(config).graphdef, params)
     passes, count = text.shape[:2]
     states, mask = (x.reshape(passes * count, *x.shape[2:]) for x in (text, text_mask))
     is_made = jnp.asarray(made, bool)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
-from unidiff_jax.frames import CODECS, Example, pack_rows, unpatchify
+from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
 from unidiff_jax.mesh import batch_sharding, make_mesh, parameter_shardings
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample import guidance as cfg
@@ -31,7 +31,7 @@ from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
 from unidiff_jax.train.workdir import load_workdir_config, model_parts
-from unidiff_jax.types import Batch, Noised, Params, take_rows
+from unidiff_jax.types import Batch, Kind, Noised, Params, take_rows
 
 
 def sample_tokens(
@@ -64,6 +64,7 @@ def sample_tokens(
       Clean tokens (b, t, p); those of given frames unchanged.
     """
     model = nnx.merge(graphdef, params)
+    batch = flow.draw_latents(key, batch)
     given = (take_rows(batch.given, batch.frame) == 1)[..., None]
     rows = batch if guidance == 1.0 else cfg.with_and_without_text(batch)
     text = model.encode_text(rows)
@@ -185,6 +186,11 @@ class Pipeline:
           InputError: a field is missing, unknown or cannot be read.
         """
         spec = get_task(task)
+        if spec.repeats:
+            raise InputError(
+                f"task {task!r} has any number of frames; sample it from an exported folder with "
+                "launch.onediffusion"
+            )
         item = self._item(spec, fields, has_prompt=prompt is not None)
         if prompt is not None and not prompt.strip():
             raise InputError("the prompt is empty; say what to make, or leave it out")
@@ -236,22 +242,29 @@ class Pipeline:
                 for part in split_rows(batch, num_rows=num_rows)
             ]
             tokens = np.concatenate([np.asarray(part) for part in parts])
-            for (task, _), place, frames in zip(examples, placed, made, strict=True):
+            for (task, example), place, frames in zip(examples, placed, made, strict=True):
                 owner = take_rows_host(batch, place.row) == place.segment
-                frames.append(self._frames(task, tokens[place.row][owner]))
+                pictures = self.decode(example | {"tokens": tokens[place.row][owner]})
+                frames.append(
+                    {
+                        spec.field: picture
+                        for spec, picture in zip(task.frames, pictures, strict=False)
+                        if spec.field in task.generate and picture is not None
+                    }
+                )
         return made
 
-    def _frames(self, task: Task, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """Cuts an example's tokens into generated frames and decodes them."""
-        side = self.config.image_size // self.config.autoencoder.downscale // self.config.patch
-        frames = tokens.reshape(len(task.frames), side * side, -1)
-        return {
-            spec.field: self.maker.autoencoder.decode(
-                unpatchify(frame, patch=self.config.patch, grid=(side, side))
-            )
-            for spec, frame in zip(task.frames, frames, strict=True)
-            if spec.field in task.generate
-        }
+    def decode(self, example: Example) -> list[np.ndarray | None]:
+        """An example's frames as RGB (h, w, 3) in about [-1, 1]; None for ray frames."""
+        index = example["token_index"]
+        pictures = []
+        for number, row in enumerate(example["frame_table"]):
+            own = index[:, 0] == number
+            grid = tuple(int(n) + 1 for n in index[own, 2:].max(axis=0))
+            latents = unpatchify(example["tokens"][own], patch=self.config.patch, grid=grid)
+            is_ray = row[FRAME_COLUMNS.index("kind")] == Kind.RAY
+            pictures.append(None if is_ray else self.maker.autoencoder.decode(latents))
+        return pictures
 
     def _item(self, task: Task, fields: Mapping[str, Any], *, has_prompt: bool) -> dict[str, Any]:
         """Loads given frames, fills generated ones with zeros and checks names."""

@@ -8,7 +8,6 @@ from PIL import Image
 
 from data_pipelines.build import heldout_items
 from unidiff_jax.evals.pictures import grid
-from unidiff_jax.frames import CODECS
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.images import to_picture
 from unidiff_jax.sample.pipeline import Pipeline
@@ -35,7 +34,11 @@ class Previews:
         self._size = config.image_size
         self._folder = as_path(workdir) / "samples"
         self._items = [
-            (mix.task, item, self._pipeline.maker.example(mix.task, item, example_id=identity))
+            (
+                mix.task,
+                item,
+                self._pipeline.maker.example(mix.task, item, example_id=identity, cut=True),
+            )
             for mix, identity, item in heldout_items(config, num_items=items_per_task)
         ]
 
@@ -44,16 +47,20 @@ class Previews:
         self._pipeline.params = params
         made = self._pipeline.generate([(t, e) for t, _, e in self._items], seeds=[0])
         rows, captions = [], []
-        for (task, item, _), seeds in zip(self._items, made, strict=True):
+        for (task, item, example), seeds in zip(self._items, made, strict=True):
             given, generated = [], []
-            for spec in task.frames:
-                truth = self._picture(CODECS[spec.codec].draw(item[spec.field]), spec.codec)
-                if spec.field in task.generate:
-                    output = self._picture(seeds[0][spec.field], spec.codec)
-                    generated += [output, truth]
+            truths = self._pipeline.decode(example)
+            for number, (spec, truth) in enumerate(
+                zip(task.sequence(len(truths)), truths, strict=True)
+            ):
+                if truth is None:  # a ray frame
+                    continue
+                truth = self._picture(truth, spec.codec)
+                if spec.field in seeds[0] and number < len(task.frames):
+                    generated += [self._picture(seeds[0][spec.field], spec.codec), truth]
                 else:
                     given.append(truth)
-            rows.append([*(given or [None]), *generated])
+            rows.append([*(given or [None])[:1], *generated])
             captions.append(f"{task.name}: {task.prompt.format_map(item)}")
         sheet = grid(rows, columns=("given", "made", "true"), captions=captions, cell=128)
         if jax.process_index() == 0:

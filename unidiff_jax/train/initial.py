@@ -11,6 +11,7 @@ from unidiff_jax.export.files import open_tensors, read_config
 from unidiff_jax.export.mapping import dit_table, flatten, from_official, t5_table
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.vae import VAEConfig
 from unidiff_jax.sample.denoiser import NextDiTConfig
 from unidiff_jax.sample.encoders import t5_config
 from unidiff_jax.train.state import ModelParts, join
@@ -37,6 +38,13 @@ def check_released(config: ConfigDict) -> None:
     if config.init.text_encoder:
         found = t5_config(read_config(config.init.text_encoder), dtype=text.dtype)
         faults += _differences(found, text, "text")
+    if "folder" in config.autoencoder:
+        vae = VAEConfig.from_json(read_config(config.autoencoder.folder))
+        faults += [
+            f"autoencoder.{key} is {config.autoencoder[key]}, the folder's {getattr(vae, key)}"
+            for key in ("downscale", "latent_channels")
+            if config.autoencoder[key] != getattr(vae, key)
+        ]
     if faults:
         raise ConfigError(f"init: the weights are of another model: {'; '.join(faults)}")
 

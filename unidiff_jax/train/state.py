@@ -14,8 +14,9 @@ from jaxtyping import Array, Int
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten, nest
-from unidiff_jax.mesh import parameter_axes, parameter_shardings, replicated
+from unidiff_jax.mesh import parameter_shardings, replicated
 from unidiff_jax.models.dit import DiT, DiTConfig
+from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
 from unidiff_jax.models.t5 import T5Config, T5Encoder
 from unidiff_jax.types import Batch, Noised, Params
@@ -102,12 +103,9 @@ def abstract_model(
         attach(model, adapters or LoRAConfig(), rngs=rngs)
         return model
 
-    model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    shapes = nnx.to_pure_dict(state)
-    parts = ModelParts(graphdef, shapes, parameter_axes(model), make, trainable)
+    parts = ModelParts(*abstract(make), make, trainable)
     try:
-        trained, _ = parts.split(shapes)
+        trained, _ = parts.split(parts.shapes)
     except re.error as error:
         raise ConfigError(f"train.trainable={trainable!r} is no pattern: {error}") from None
     if not trained:

@@ -44,6 +44,7 @@ def loss_table(
     config: flow.FlowConfig,
 ) -> LossTable:
     """Scores a batch at noise levels and noise drawn from `key`."""
+    batch = flow.draw_latents(key, batch)
     noise = flow.draw_noise(key, batch)
     noised = flow.add_noise(batch, noise=noise, sigma=flow.draw_sigma(key, batch, config))
     output = nnx.merge(graphdef, params)(batch, noised)

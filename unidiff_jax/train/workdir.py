@@ -12,11 +12,17 @@ from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
 
+def latent_channels(config: ConfigDict) -> int:
+    """Channels of a latent; the autoencoder without weights has three for each pixel."""
+    return config.autoencoder.get("latent_channels") or 3 * config.autoencoder.downscale**2
+
+
 def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
     """The model's settings; the denoiser's token and text widths follow from the rest."""
-    channels = 3 * config.autoencoder.downscale**2
     dit = DiTConfig(
-        patch_dim=config.patch**2 * channels, text_dim=config.text.d_model, **config.model
+        patch_dim=config.patch**2 * latent_channels(config),
+        text_dim=config.text.d_model,
+        **config.model,
     )
     return dit, T5Config(**config.text)
 

@@ -8,6 +8,7 @@ from flax import nnx
 from configs.quickstart import get_config
 from data_pipelines.build import make_tokenizer
 from data_pipelines.miniworld.generate import generate
+from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.miniworld.manifest import Settings
 from unidiff_jax.config import ConfigError
 from unidiff_jax.evals import metrics, statistics
@@ -24,12 +25,11 @@ from unidiff_jax.evals.miniworld_protocol import oracle
 from unidiff_jax.evals.miniworld_report import verdict_table
 from unidiff_jax.mesh import make_mesh
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.state import UnifiedModel, abstract_model
 from unidiff_jax.train.workdir import model_configs
 
 ENTRIES = (
-    *(name for name in TASKS if name != "edit"),
+    *(name for name in TASK_NAMES if name != "edit"),
     *(f"edit_{kind}" for kind in ("recolor", "remove", "add", "move", "background")),
 )
 NUM_ITEMS, SEEDS = 50, 3

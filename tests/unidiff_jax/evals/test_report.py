@@ -7,7 +7,17 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from unidiff_jax.evals import report, statistics
+from unidiff_jax.evals import charts, report, statistics
+from unidiff_jax.evals.results import (
+    SCHEMA_VERSION,
+    ReportError,
+    SampleWriter,
+    config_hash,
+    git_state,
+    package_versions,
+    task_result,
+    write_results,
+)
 
 VOID = {"meta", "img", "br", "rect", "circle", "line", "path"}
 NUM_ITEMS = statistics.MIN_ITEMS
@@ -75,7 +85,7 @@ def fake_task(task, *, values, floors, **changes):
         "protocol": "A protocol with <b>markup</b> & signs.",
         "split": "test",
     }
-    return report.task_result(verdict, **{**arguments, **changes})
+    return task_result(verdict, **{**arguments, **changes})
 
 
 def fake_results():
@@ -105,7 +115,7 @@ def fake_results():
         "params": 2_512_384,
         "wall_clock_seconds": {"render": 12.25, "train": 3600.5, "evaluate": 99.999},
         "device": "cpu",
-        "packages": report.package_versions(),
+        "packages": package_versions(),
         "dataset_manifest_sha256": "ab" * 32,
         "tasks": tasks,
         "curves": {
@@ -120,7 +130,7 @@ def fake_results():
 def write_samples(folder, *, task):
     rng = np.random.default_rng(1)
     values = rng.permutation(NUM_ITEMS) / NUM_ITEMS
-    with report.SampleWriter(folder, task=task) as writer:
+    with SampleWriter(folder, task=task) as writer:
         for i, value in enumerate(values):
             image = rng.random((8, 8, 3))
             shown = i < 8 or not 0.03 < value < 0.97
@@ -142,7 +152,7 @@ def read_lines(folder, *, task):
 
 @pytest.fixture
 def folder(tmp_path):
-    report.write_results(tmp_path, results=fake_results())
+    write_results(tmp_path, results=fake_results())
     for task in ("depth", "outside"):
         write_samples(tmp_path, task=task)
     return tmp_path
@@ -161,7 +171,7 @@ def test_every_number_on_the_page_equals_the_files(folder):
         document = sources[number["data-source"]] if "data-source" in number else results
         expected = resolve(document, number["data-key"])
         assert json.loads(number["data-value"]) == expected
-        assert number["text"] == report.format_number(expected)
+        assert number["text"] == charts.format_number(expected)
 
     shown = {number["data-key"] for number in page.numbers}
     for i, task in enumerate(results["tasks"]):
@@ -233,7 +243,7 @@ def test_verdicts_floors_and_badge_are_on_both_documents(folder):
     for text in (html, summary):
         assert "miniature" in text and "not learned" in text and "c0ffee" in text
         for task in results["tasks"]:
-            assert report.format_number(task["value"]) in text
+            assert charts.format_number(task["value"]) in text
     assert r"copy\|paste" in summary
     rows = [line for line in summary.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9}
@@ -241,10 +251,10 @@ def test_verdicts_floors_and_badge_are_on_both_documents(folder):
 
 def test_bars_put_better_to_the_right():
     tasks = fake_results()["tasks"]
-    higher, lower = report._bar(tasks[0]), report._bar(tasks[2])
+    higher, lower = charts.make_bar(tasks[0]), charts.make_bar(tasks[2])
     assert higher.floor < higher.low < higher.value < higher.high < higher.ceiling
     assert lower.low < lower.value < lower.high < lower.floor
-    assert report._bar(tasks[1]).ceiling is None
+    assert charts.make_bar(tasks[1]).ceiling is None
 
 
 @pytest.mark.parametrize(
@@ -262,7 +272,7 @@ def test_bars_put_better_to_the_right():
     ],
 )
 def test_numbers_are_formatted_one_way(value, text):
-    assert report.format_number(value) == text
+    assert charts.format_number(value) == text
 
 
 # ---------------------------------------------------------------------------- broken folders
@@ -298,7 +308,7 @@ def changed(**changes):
 )
 def test_a_bad_line_is_named(folder, change, message):
     edit_line(folder, number=3, change=change)
-    with pytest.raises(report.ReportError, match=message):
+    with pytest.raises(ReportError, match=message):
         report.build_report(folder)
 
 
@@ -306,20 +316,20 @@ def test_a_damaged_picture_is_named(folder):
     path = folder / "img" / "depth" / "scene-001_output.png"
     path.write_bytes(path.read_bytes()[:40])
     message = r"samples/depth\.jsonl:2: image 'img/depth/scene-001_output\.png' is not a readable"
-    with pytest.raises(report.ReportError, match=message):
+    with pytest.raises(ReportError, match=message):
         report.build_report(folder)
 
 
 def test_samples_without_a_task_are_named(folder):
     write_samples(folder, task="unknown")
-    with pytest.raises(report.ReportError, match=r"unknown\.jsonl: results\.json has no task"):
+    with pytest.raises(ReportError, match=r"unknown\.jsonl: results\.json has no task"):
         report.build_report(folder)
 
 
 def test_a_selection_of_items_is_refused(folder):
     path = folder / "samples" / "depth.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(report.ReportError, match=r"depth\.jsonl: 299 lines, .* n_items 300"):
+    with pytest.raises(ReportError, match=r"depth\.jsonl: 299 lines, .* n_items 300"):
         report.build_report(folder)
 
 
@@ -337,9 +347,9 @@ def test_the_shell_command_reports_instead_of_tracing(folder, capsys):
 
 def test_results_survive_the_round_trip(tmp_path):
     results = fake_results()
-    loaded = json.loads(report.write_results(tmp_path, results=results).read_text())
-    assert loaded["schema_version"] == report.SCHEMA_VERSION
-    assert loaded["config_hash"] == report.config_hash(results["config"])
+    loaded = json.loads(write_results(tmp_path, results=results).read_text())
+    assert loaded["schema_version"] == SCHEMA_VERSION
+    assert loaded["config_hash"] == config_hash(results["config"])
     assert loaded["tasks"] == results["tasks"]
     assert loaded["steps"] == 2000
 
@@ -347,8 +357,8 @@ def test_results_survive_the_round_trip(tmp_path):
 def test_all_faults_are_reported_at_once(tmp_path):
     results = {**fake_results(), "seeds": [], "params": 1.5}
     del results["device"]
-    with pytest.raises(report.ReportError) as caught:
-        report.write_results(tmp_path, results=results)
+    with pytest.raises(ReportError) as caught:
+        write_results(tmp_path, results=results)
     for fault in ("seeds is []", "params is 1.5", "device is missing; expected text"):
         assert fault in str(caught.value)
     assert not (tmp_path / "results.json").exists()
@@ -372,31 +382,26 @@ def test_all_faults_are_reported_at_once(tmp_path):
 def test_an_entry_that_contradicts_the_rule_is_refused(tmp_path, change, message):
     results = fake_results()
     results["tasks"][0].update(change)
-    with pytest.raises(report.ReportError, match=message):
-        report.write_results(tmp_path, results=results)
+    with pytest.raises(ReportError, match=message):
+        write_results(tmp_path, results=results)
 
 
 def test_the_seeds_named_are_the_seeds_judged():
     values = np.ones((4, 2))
-    with pytest.raises(report.ReportError, match="depth: 3 seeds named, 2 judged"):
+    with pytest.raises(ReportError, match="depth: 3 seeds named, 2 judged"):
         fake_task("depth", values=values, floors={"copy": np.zeros(4)})
 
 
-def test_config_hash_depends_on_content_and_not_on_order():
-    assert report.config_hash({"a": 1, "b": 2}) == report.config_hash({"b": 2, "a": 1})
-    assert report.config_hash({"a": 1}) != report.config_hash({"a": 2})
-
-
 def test_git_state_outside_of_a_checkout_is_unknown(tmp_path):
-    assert report.git_state(tmp_path) == {"sha": "unknown", "dirty": None}
+    assert git_state(tmp_path) == {"sha": "unknown", "dirty": None}
 
 
 def test_sample_writer_refuses_what_the_page_could_not_show(tmp_path):
     image = np.zeros((4, 4, 3))
     item = {"prompt": "", "value": 0.5, "seed_values": [0.5], "images": {"output": image}}
-    with pytest.raises(report.ReportError, match="task 'a/b' must consist of"):
-        report.SampleWriter(tmp_path, task="a/b")
-    with report.SampleWriter(tmp_path, task="depth") as writer:
+    with pytest.raises(ReportError, match="task 'a/b' must consist of"):
+        SampleWriter(tmp_path, task="a/b")
+    with SampleWriter(tmp_path, task="depth") as writer:
         writer.write("one", **item)
         for arguments, message in [
             ({"id": "one"}, "two items with id 'one'"),
@@ -404,5 +409,5 @@ def test_sample_writer_refuses_what_the_page_could_not_show(tmp_path):
             ({"id": "two", "value": np.nan}, "value that is not finite"),
             ({"id": "two", "images": {"photo": image}}, r"images have keys \['photo'\]"),
         ]:
-            with pytest.raises(report.ReportError, match=message):
+            with pytest.raises(ReportError, match=message):
                 writer.write(**{**item, **arguments})

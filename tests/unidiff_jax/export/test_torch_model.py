@@ -12,7 +12,7 @@ import pytest
 from unidiff_jax import load_denoiser
 from unidiff_jax.export.files import write_model
 from unidiff_jax.export.mapping import dit_table, to_official
-from unidiff_jax.sample.denoiser import SOFTCAP, Denoiser, NextDiTConfig, abstract_params
+from unidiff_jax.sample.denoiser import SOFTCAP, Denoiser, NextDiTConfig, abstract_dit
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -95,7 +95,7 @@ def random_params(config, seed):
         offset = 1.0 if name == "weight" and "norm" in str(path) else 0.0
         return offset + scale * rng.standard_normal(shape.shape, np.float32)
 
-    return jax.tree.map_with_path(draw, abstract_params(config))
+    return jax.tree.map_with_path(draw, abstract_dit(config).shapes)
 
 
 def inputs(values, seed, *, frames, times):

@@ -151,3 +151,33 @@ def test_calls_that_cannot_be():
         attention(x, x[:, :, :3], x[:, :, :3])
     with pytest.raises(ValueError, match="both q_segment and kv_segment"):
         attention(x, x, x, q_segment=jnp.ones((1, 2), jnp.int32))
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize(("queries", "blocks"), [(24, 3), (22, 11), (23, 1), (16, 1)])
+def test_blocks_of_queries_change_nothing(monkeypatch, segments, queries, blocks):
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((2, n, h, 6)), jnp.float32)
+        for n, h in ((queries, 4), (10, 2), (10, 2))
+    )
+    kwargs = {"softcap": 3.0}
+    if segments:
+        kwargs["q_segment"] = jnp.asarray(rng.integers(0, 3, (2, queries)), jnp.int32)
+        kwargs["kv_segment"] = jnp.asarray(rng.integers(0, 3, (2, 10)), jnp.int32)
+
+    def run(block):
+        monkeypatch.setattr("unidiff_jax.ops.attention.QUERY_BLOCK", block)
+
+        def total(*arrays):
+            y = attention(*arrays, **kwargs)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), grads = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        text = str(jax.make_jaxpr(lambda q: attention(q, k, v, **kwargs))(q))
+        return (y, *grads), "scan" in text
+
+    whole, in_blocks = run(1024), run(8)
+    assert not whole[1] and in_blocks[1] == (blocks > 1)
+    for a, b in zip(in_blocks[0], whole[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

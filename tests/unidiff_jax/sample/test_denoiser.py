@@ -20,7 +20,7 @@ from unidiff_jax.models.dit import DiT
 from unidiff_jax.sample.denoiser import (
     SOFTCAP,
     NextDiTConfig,
-    abstract_params,
+    abstract_dit,
     dense_batch,
     dense_noised,
     from_tokens,
@@ -158,7 +158,7 @@ def test_layouts_are_inverse():
 def test_the_released_config_has_its_parameters():
     values = json.loads((GOLDEN / "released_transformer_config.json").read_text())
     config = NextDiTConfig.from_json(values)
-    shapes = abstract_params(config.dit(softcap=30.0, dtype="bfloat16"))
+    shapes = abstract_dit(config.dit(softcap=30.0, dtype="bfloat16")).shapes
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 2_800_389_184
     assert config.dit(softcap=30.0, dtype="bfloat16").ffn_dim == 10240
     # every released tensor has its place and its shape

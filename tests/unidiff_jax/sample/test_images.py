@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unidiff_jax.sample.images import InputError, load_image, to_picture
+from unidiff_jax.sample.images import (
+    InputError,
+    decode_picture,
+    load_image,
+    open_picture,
+    to_picture,
+)
 
 SIDE = 16
 
@@ -162,3 +168,31 @@ def test_pictures_that_are_too_large(saved):
     refused(bomb, "too large|16000x16000")
     refused(np.zeros((1, 20_000, 3), np.uint8), "20000x1 pixels")
     refused(Image.new("1", (50_000, 20)), "50000x20 pixels")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_bytes_read_as_files_do(saved, name):
+    path = saved(picture(), name)
+    np.testing.assert_array_equal(decode_picture(path.read_bytes()), open_picture(path))
+    with pytest.raises(InputError, match="row 3: image is no PNG"):
+        decode_picture(b"hello", name="row 3: image")
+    many = saved(Image.new("1", (9_000, 9_000)), "many.png")
+    with pytest.raises(InputError, match="the picture is 9000x9000 pixels"):
+        decode_picture(many.read_bytes())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL on damaged EXIF
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_damaged_bytes_give_a_picture_or_one_error(saved, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "text"
+    whole = saved(picture(24), name, exif=exif).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(len(data), size=rng.integers(1, 6))] = rng.integers(256)
+        try:
+            assert decode_picture(data.tobytes()).mode == "RGB"
+        except InputError:
+            pass

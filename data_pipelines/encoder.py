@@ -1,0 +1,297 @@
+"""Encodes a raw data set into latents (`encoded`), on all devices of all processes.
+
+Pictures are cut to the bucket of the example's first one and sampled with antialiasing; an example
+with cameras is square, because a ray frame covers the square in the middle of its picture. The
+autoencoder runs on batches of one size, spread over this process's devices.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from array_record.python import array_record_module
+from etils import epath
+from PIL import Image, ImageOps
+
+from data_pipelines import encoded
+from data_pipelines.encoded import EncodedExample, Largest
+from data_pipelines.sources.base import RawSource, SampleError
+from unidiff_jax import cameras
+from unidiff_jax.config import ConfigError
+from unidiff_jax.frames import CODECS
+from unidiff_jax.paths import AnyPath, as_path, written_whole
+from unidiff_jax.sample.buckets import nearest_bucket
+from unidiff_jax.sample.encoders import LatentAutoencoder
+from unidiff_jax.tasks import Task
+from unidiff_jax.types import Kind
+
+_WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
+_READ_THREADS = 8
+_MAX_SKIPPED = 0.2
+_SKIPPED_AT_LEAST = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """How a data set is encoded.
+
+    Attributes:
+      size: pixels a side of a square picture; others have about its area.
+      buckets: whether pictures keep their aspect ratio (`sample.buckets`), or all are square.
+      samples: examples made of each raw sample, with different random choices.
+      validation: raw samples kept out of training.
+      shards: files of the training split.
+      seed: of the split and of all choices.
+    """
+
+    size: int
+    buckets: bool = True
+    samples: int = 1
+    validation: int = 64
+    shards: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        try:
+            if self.buckets:
+                nearest_bucket(1, 1, side=self.size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}; square pictures may have any size: --set data.encode.buckets=false"
+            ) from None
+
+
+class TooManySkippedError(ValueError):
+    """So many samples cannot be used that the data or their settings must be wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """An example before the autoencoder: a uint8 picture or a float ray map a frame."""
+
+    frames: Sequence[np.ndarray]
+    texts: Mapping[str, str]
+
+
+def encode_dataset(
+    source: RawSource,
+    *,
+    task: Task,
+    autoencoder: LatentAutoencoder,
+    folder: AnyPath,
+    settings: EncodeSettings,
+    origin: Mapping[str, Any],
+    batch: int = 16,
+    on_samples: Callable[[int], Any] = lambda count: None,
+) -> collections.Counter[str]:
+    """Encodes what is missing of a folder; a stopped job continues, finished shards stay.
+
+    Args:
+      source: the raw samples.
+      task: which frames and texts an example has.
+      autoencoder: of the pictures.
+      folder: to write, see `encoded`.
+      settings: what decides the records.
+      origin: where the samples come from, for the manifest.
+      batch: pictures a device takes at once; does not change the records.
+      on_samples: called with the number of samples done.
+
+    Returns:
+      Number of records and of skipped samples of this process, old and new.
+
+    Raises:
+      ConfigError: the folder was begun with other settings.
+      TooManySkippedError: more than a fifth of a shard's samples, and at least 20, are no use.
+    """
+    folder = as_path(folder)
+    plan = split_plan(len(source), settings)
+    encoded.claim_folder(
+        folder,
+        {
+            "task": task.name,
+            "settings": dataclasses.asdict(settings),
+            "origin": dict(origin),
+            "autoencoder": autoencoder.identity,
+            "raw_samples": len(source),
+            "shards": {split: len(shards) for split, shards in plan.items()},
+        },
+    )
+    count: collections.Counter[str] = collections.Counter()
+    shards = [
+        (folder / name, indices)
+        for split, parts in plan.items()
+        for name, indices in zip(encoded.shard_names(split, len(parts)), parts, strict=True)
+    ]
+    for path, indices in shards[jax.process_index() :: jax.process_count()]:
+        entry = encoded.read_entry(folder, path.name)
+        if entry is None:
+            _encode_shard(
+                path, indices, source, task, autoencoder, settings, batch, on_samples=on_samples
+            )
+            entry = encoded.read_entry(folder, path.name) or {"records": 0, "skipped": []}
+        else:
+            on_samples(len(indices))
+        count.update(records=entry["records"], skipped=len(entry["skipped"]))
+    return count
+
+
+def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarray]]:
+    """Raw sample indices of each shard; a sample is in one split only.
+
+    Raises:
+      ConfigError: no sample is left for training.
+    """
+    if settings.validation >= count:
+        raise ConfigError(
+            f"data.encode.validation={settings.validation} leaves nothing of {count} samples for "
+            f"training; for example --set data.encode.validation={count // 20}"
+        )
+    order = np.random.default_rng(settings.seed).permutation(count)
+    parts = {"train": order[settings.validation :], "validation": order[: settings.validation]}
+    return {
+        split: np.array_split(part, min(settings.shards if split == "train" else 1, len(part)))
+        if len(part)
+        else []
+        for split, part in parts.items()
+    }
+
+
+def _encode_shard(
+    path: epath.Path,
+    indices: np.ndarray,
+    source: RawSource,
+    task: Task,
+    autoencoder: LatentAutoencoder,
+    settings: EncodeSettings,
+    batch: int,
+    *,
+    on_samples: Callable[[int], Any],
+) -> None:
+    skipped: list[str] = []
+
+    def load(pair: tuple[int, int]) -> _Prepared | None:
+        index, number = pair
+        rng = np.random.default_rng([settings.seed, index, number])
+        try:
+            return prepare(
+                source.sample(index, rng),
+                task=task,
+                settings=settings,
+                downscale=autoencoder.downscale,
+                channels=autoencoder.latent_channels,
+            )
+        except SampleError as error:
+            skipped.append(str(error))
+            logging.warning("skipped: %s", error)
+            return None
+
+    pairs = [(int(i), n) for i in indices for n in range(settings.samples)]
+    largest, records = Largest(), 0
+    width = batch * jax.local_device_count()
+    with written_whole(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:
+                for start in range(0, len(pairs), 4 * width):
+                    chunk = pairs[start : start + 4 * width]
+                    prepared = [found for found in pool.map(load, chunk) if found is not None]
+                    for example in encode_examples(prepared, autoencoder=autoencoder, width=width):
+                        writer.write(encoded.encode_record(example))
+                        largest = largest.with_example(example)
+                        records += 1
+                    on_samples(len({index for index, _ in chunk}))
+                    if len(skipped) > max(_SKIPPED_AT_LEAST, _MAX_SKIPPED * len(pairs)):
+                        raise TooManySkippedError(
+                            f"{len(skipped)} of {len(pairs)} samples cannot be used; the last: "
+                            f"{skipped[-1]}"
+                        )
+        finally:
+            writer.close()
+            if not records:
+                partial.unlink(missing_ok=True)
+    encoded.write_entry(path, records=records, largest=largest, skipped=sorted(skipped))
+
+
+def prepare(
+    sample: Mapping[str, Any],
+    *,
+    task: Task,
+    settings: EncodeSettings,
+    downscale: int,
+    channels: int,
+) -> _Prepared:
+    """Pictures cut to their size, cameras as ray maps, and the texts of the prompt.
+
+    Raises:
+      SampleError: a field is missing, or lists differ in length.
+    """
+    missing = [k for k in (*(f.field for f in task.frames), *task.prompt_fields) if k not in sample]
+    if missing:
+        raise SampleError(f"a sample has no field {', '.join(missing)}; it has {sorted(sample)}")
+    fields = {
+        frame.field: _frames_of(
+            sample[frame.field], size=settings.size // downscale, channels=channels
+        )
+        for frame in task.frames
+    }
+    counts = {len(values) for values in fields.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise SampleError(f"a sample's fields have different numbers of frames: {counts}")
+    sequence = task.sequence(len(task.frames) * counts.pop())
+    first = next(fields[f.field][0] for f in sequence if f.kind == Kind.IMAGE)
+    has_rays = any(frame.kind == Kind.RAY for frame in task.frames)
+    if settings.buckets and not has_rays:
+        height, width = nearest_bucket(first.height, first.width, side=settings.size)
+    else:
+        height = width = settings.size
+    frames = []
+    for number, frame in enumerate(sequence):
+        value = fields[frame.field][number // len(task.frames)]
+        if frame.kind == Kind.IMAGE:
+            cut = ImageOps.fit(value, (width, height), Image.Resampling.BICUBIC)
+            value = np.asarray(cut)
+        frames.append(value)
+    return _Prepared(frames, {name: sample[name] for name in task.prompt_fields})
+
+
+def _frames_of(value: Any, *, size: int, channels: int) -> Sequence[Any]:
+    """A field's frames: one picture, a list of them, or a ray map of each camera."""
+    if isinstance(value, cameras.Cameras):
+        return cameras.ray_frame(cameras.to_rays(value, size=size), channels=channels)
+    return value if isinstance(value, list) else [value]
+
+
+def encode_examples(
+    prepared: Sequence[_Prepared], *, autoencoder: LatentAutoencoder, width: int
+) -> Iterator[EncodedExample]:
+    """Runs the autoencoder on batches of `width` pictures of one size, and puts examples together.
+
+    The last batch of a size is filled up, so that every size compiles once.
+    """
+    by_size: dict[tuple[int, ...], list[tuple[int, int]]] = collections.defaultdict(list)
+    for e, example in enumerate(prepared):
+        for f, frame in enumerate(example.frames):
+            if frame.dtype == np.uint8:
+                by_size[frame.shape].append((e, f))
+    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    for shape, places in by_size.items():
+        for start in range(0, len(places), width):
+            part = places[start : start + width]
+            pictures = np.zeros((width, *shape), np.float32)
+            for row, (e, f) in enumerate(part):
+                pictures[row] = CODECS["rgb"].draw(prepared[e].frames[f])
+            means, stds = autoencoder.posterior(pictures)
+            found |= {
+                place: (mean, std) for place, mean, std in zip(part, means, stds, strict=False)
+            }
+    for e, example in enumerate(prepared):
+        pairs = [
+            found.get((e, f), (frame.astype(np.float32), np.zeros(frame.shape, np.float32)))
+            for f, frame in enumerate(example.frames)
+        ]
+        yield EncodedExample([m for m, _ in pairs], [s for _, s in pairs], dict(example.texts))

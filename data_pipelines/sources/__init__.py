@@ -1,0 +1,6 @@
+"""Raw training data as they lie on disks and in buckets, read into the fields of a task.
+
+Reading order: base (what a source is), tables (rows of named columns: folders, tars, parquet),
+subjects (several pictures of one thing), scenes (posed views), conditions (fields made on the fly),
+make (from a config).
+"""

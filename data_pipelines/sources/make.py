@@ -1,0 +1,228 @@
+"""From config values to a source of raw data.
+
+    make_source({"format": "tar", "path": "gs://bucket/edits-{000..099}.tar",
+                 "fields": {"source": "input.jpg", "edited": "output.jpg", "instruction": "txt"}})
+
+| key | formats | what |
+|---|---|---|
+| `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes` or `miniworld` |
+| `path` | all | folder, file or pattern, on a disk or in a bucket |
+| `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
+| `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
+| `layout` | folder | `open_folder` |
+| `num_kept` | parquet | `ParquetTable` |
+| `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
+| `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
+| `only_views` | miniworld | `MiniWorldPictures` |
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from data_pipelines.miniworld.pictures import MiniWorldPictures
+from data_pipelines.sources.base import RawSource, SourceError, check_bounds
+from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
+from data_pipelines.sources.folders import LAYOUTS, open_folder
+from data_pipelines.sources.parquet import ParquetTable
+from data_pipelines.sources.scenes import DOWNSCALES, SceneSource
+from data_pipelines.sources.subjects import SubjectSource
+from data_pipelines.sources.tables import Table, TableSource
+from data_pipelines.sources.tars import TarTable
+from unidiff_jax.config import config_error
+
+
+class _Option(NamedTuple):
+    """What a key takes: a test, its words, and a value that works."""
+
+    fits: Callable[[Any], bool]
+    words: str
+    example: Any
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_bounds(value: Any) -> bool:
+    return _is_count(value) or (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(map(_is_count, value))
+        and value[0] <= value[1]
+    )
+
+
+def _are_fields(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_is_text, value)) and all(map(_is_text, value.values()))
+    return value is None or (_are_texts(value) and bool(value))
+
+
+def _are_halves(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(_is_text(k) and _are_texts(v) and len(v) == 2 for k, v in value.items())
+    )
+
+
+_COMMON = {
+    "path": _Option(_is_text, "takes a folder, file or pattern", "data/edits"),
+    "add": _Option(
+        lambda v: _are_texts(v) and set(v) <= set(CONDITIONS),
+        f"takes a tuple of {', '.join(CONDITIONS)}",
+        ("blurred",),
+    ),
+    "add_of": _Option(_is_text, "takes the name of a field", "image"),
+}
+_TABLE = {
+    "fields": _Option(
+        _are_fields,
+        "takes the column of each field, names of columns, or None",
+        {"image": "jpg", "caption": "txt"},
+    ),
+    "optional_texts": _Option(_are_texts, "takes a tuple of fields", ("caption",)),
+    "halves": _Option(
+        _are_halves,
+        "takes two fields for a field, or None",
+        {"pair": ("edited", "source")},
+    ),
+    "border": _Option(lambda v: v == 0 or _is_count(v), "takes a whole number of pixels", 8),
+}
+_VIEWS = {
+    "num_views": _Option(_are_bounds, "takes a count or (least, largest), from 1 up", (2, 4)),
+}
+_OPTIONS: dict[str, dict[str, _Option]] = {
+    "folder": {
+        **_TABLE,
+        "layout": _Option(
+            lambda v: v is None or v in LAYOUTS,
+            f"takes None or one of {', '.join(LAYOUTS)}",
+            LAYOUTS[0],
+        ),
+    },
+    "tar": _TABLE,
+    "parquet": {**_TABLE, "num_kept": _Option(_is_count, "takes a count from 1 up", 4)},
+    "subjects": _VIEWS,
+    "scenes": {
+        **_VIEWS,
+        "window": _Option(
+            lambda v: v is None or _is_count(v), "takes a count of frames or None", 24
+        ),
+        "downscale": _Option(
+            lambda v: v is None or (_is_count(v) and v in DOWNSCALES),
+            f"takes None or one of {', '.join(map(str, DOWNSCALES))}",
+            4,
+        ),
+        "caption_keys": _Option(_are_texts, "takes a tuple of keys", ("caption",)),
+        "swap_xz": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
+        "scale": _Option(
+            lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e9,
+            "takes a length above 0",
+            1.7,
+        ),
+    },
+    "miniworld": {
+        "only_views": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
+    },
+}
+
+_TABLES: dict[str, Callable[..., Table]] = {
+    "folder": open_folder,
+    "tar": TarTable,
+    "parquet": ParquetTable,
+}
+
+
+def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source") -> RawSource:
+    """Opens the source that plain config values describe.
+
+    Args:
+      settings: keys of the table above.
+      key: what messages call the settings: the config's dotted key.
+
+    Raises:
+      ConfigError: an unknown key, a wrong value, or data that do not fit; names the key and a value
+        that works.
+
+    Example:
+      >>> make_source({"format": "subjects", "path": "data/people", "num_views": (2, 4)})
+    """
+    values = _plain(settings)
+    kind = values.pop("format", None)
+    if kind not in _OPTIONS:
+        raise config_error(
+            f"{key}.format", f"is {kind!r}, must be one of {', '.join(_OPTIONS)}", "folder"
+        )
+    options = {**_COMMON, **_OPTIONS[kind]}
+    for name, value in values.items():
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)[0]
+            raise config_error(
+                f"{key}.{name}",
+                f"no such key of the format {kind!r}, the nearest is {near}",
+                options[near].example,
+                example_key=f"{key}.{near}",
+            )
+        if not options[name].fits(value):
+            problem = f"{options[name].words}, got {value!r}"
+            raise config_error(f"{key}.{name}", problem, options[name].example)
+    if "path" not in values:
+        raise config_error(f"{key}.path", "is missing", options["path"].example)
+    add, of = values.pop("add", ()), values.pop("add_of", "image")
+    source = _open(kind, values, key)
+    if not add:
+        return source
+    try:
+        return AddedConditions(source, add, of=of)
+    except SourceError as error:
+        raise config_error(f"{key}.add_of", str(error), source.fields[0]) from None
+
+
+def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
+    path = values.pop("path")
+    if "num_views" in values:
+        values["num_views"] = check_bounds(_bounds(values["num_views"]))
+    try:
+        if kind == "subjects":
+            return SubjectSource(path, **values)
+        if kind == "miniworld":
+            return MiniWorldPictures(path, **values)
+        if kind == "scenes":
+            window, views = values.get("window"), values.get("num_views", (2, 6))
+            if window is not None and window < views[1]:
+                problem = f"is {window}, must hold the largest num_views={views[1]}"
+                raise config_error(f"{key}.window", problem, 4 * views[1])
+            return SceneSource(path, **values)
+        own = {name: values.pop(name) for name in ("layout", "num_kept") if name in values}
+        table = _TABLES[kind](path, **own)
+    except SourceError as error:
+        raise config_error(f"{key}.path", str(error)) from None
+    try:
+        return TableSource(table, **values)
+    except SourceError as error:
+        raise config_error(f"{key}.fields", str(error)) from None
+
+
+def _bounds(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Dicts instead of ConfigDicts."""
+    if isinstance(settings, ConfigDict):
+        settings = settings.to_dict()
+    return {
+        name: _plain(value) if isinstance(value, Mapping | ConfigDict) else value
+        for name, value in settings.items()
+    }

@@ -1,0 +1,85 @@
+"""Turns a config's raw data sets into latents of its autoencoder, once, for training.
+
+    python -m launch.encode --config configs/onediffusion.py:stage=finetune,weights=FOLDER \\
+        --set data.sources.edit.path=/data/edits/*.parquet
+
+Reads `data.sources`, writes `data.folder/NAME`. A stopped run continues with the same command. On
+several hosts every process encodes its own shards. Samples that cannot be used are skipped, counted
+and listed in the shard's JSON file; when they are too many, the command stops and says why.
+"""
+
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines.encoder import EncodeSettings, encode_dataset
+from data_pipelines.sources.make import make_source
+from launch import command
+from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import as_path
+from unidiff_jax.sample.encoders import LatentAutoencoder
+from unidiff_jax.tasks import Task, get_task
+
+
+def define_flags() -> None:
+    command.define_config_flags("configs/onediffusion.py")
+    flags.DEFINE_list("only", None, "Names of data sets; none is all of data.sources.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    command.quiet_libraries()
+    encode(command.config_from_flags(), only=flags.FLAGS.only)
+
+
+def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
+    """Encodes the config's data sets and prints what was written.
+
+    Raises:
+      ConfigError: a name that is no data set, or settings that cannot be.
+    """
+    if "sources" not in config.data:
+        raise ConfigError("data.sources is missing: this config trains on MiniWorld, unencoded")
+    names = only or list(config.data.sources)
+    for name in names:
+        if name not in config.data.sources:
+            raise ConfigError(
+                f"no data set {name!r}; data.sources has {', '.join(config.data.sources)}"
+            )
+    autoencoder = LatentAutoencoder(config.autoencoder.folder, dtype=config.autoencoder.dtype)
+    shared = config.data.encode.to_dict()
+    batch = shared.pop("batch")
+    for name in names:
+        raw = config.data.sources[name].to_dict()
+        task = get_task(raw.pop("task"))
+        settings = EncodeSettings(size=raw.pop("size"), samples=raw.pop("samples"), **shared)
+        source = make_source(raw, key=f"data.sources.{name}")
+        check_fields(source.fields, task=task, name=name)
+        folder = as_path(config.data.folder) / name
+        with tqdm(total=len(source), unit="sample", desc=name) as bar:
+            count = encode_dataset(
+                source,
+                task=task,
+                autoencoder=autoencoder,
+                folder=folder,
+                settings=settings,
+                origin=raw,
+                batch=batch,
+                on_samples=bar.update,
+            )
+        print(f"{folder}: {count['records']} records, {count['skipped']} samples skipped")
+
+
+def check_fields(fields: tuple[str, ...], *, task: Task, name: str) -> None:
+    """Raises ConfigError where the samples lack a field of the task."""
+    needed = dict.fromkeys([*(frame.field for frame in task.frames), *task.prompt_fields])
+    missing = [field for field in needed if field not in fields]
+    if missing:
+        raise ConfigError(
+            f"data.sources.{name} has {', '.join(fields)}; task {task.name!r} needs "
+            f"{', '.join(missing)} too: name its column in data.sources.{name}.fields"
+        )
+
+
+if __name__ == "__main__":
+    command.run(main, define_flags=define_flags)

@@ -1,0 +1,113 @@
+"""Sources from config values: every format opens, and every wrong value is named."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ml_collections import ConfigDict
+from raw_data import png, same_sample, write_scene, write_tar
+
+from data_pipelines.sources.make import make_source
+from unidiff_jax.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A source of each format."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("pictures", "people/anna"):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            (folder / name / f"{i}.png").write_bytes(png(i))
+            (folder / name / f"{i}.txt").write_text(f"caption {i}")
+    members = [((f"{i}.jpg", png(i)), (f"{i}.txt", b"a")) for i in range(3)]
+    write_tar(folder / "a.tar", [member for pair in members for member in pair])
+    rows = [{"image": {"bytes": png(i), "path": None}, "caption": "a"} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+    write_scene(folder / "scenes" / "one")
+    return folder
+
+
+CASES = [
+    {"format": "folder", "path": "pictures", "fields": ("image",), "layout": "side_files"},
+    {"format": "tar", "path": "a.tar", "fields": {"image": "jpg", "caption": "txt"}},
+    {"format": "parquet", "path": "a.parquet", "optional_texts": ["caption"], "num_kept": 2},
+    {"format": "parquet", "path": "*.parquet", "halves": {"image": ("source", "edited")}},
+    {"format": "subjects", "path": "people", "num_views": (2, 3)},
+    {"format": "subjects", "path": "people", "num_views": 3},
+    {
+        **{"format": "scenes", "path": "scenes", "num_views": [2, 4], "window": 5},
+        **{"downscale": 1, "caption_keys": ("caption",), "swap_xz": True, "scale": 2},
+    },
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda s: s["format"])
+def test_every_format(data, settings):
+    settings = settings | {"path": f"{data}/{settings['path']}"}
+    source = make_source(settings)
+    found = source.sample(0, np.random.default_rng(0))
+    assert tuple(found) == source.fields
+    other = pickle.loads(pickle.dumps(make_source(ConfigDict(settings).lock())))
+    assert same_sample(found, other.sample(0, np.random.default_rng(0)))
+
+
+def test_added_conditions(data):
+    settings = {"format": "folder", "path": str(data / "pictures"), "add": ("holed", "small")}
+    source = make_source(settings)
+    assert source.fields == ("image", "caption", "holed", "small")
+    other = make_source(settings | {"fields": {"source": "image"}, "add_of": "source"})
+    assert other.fields == ("source", "holed", "small")
+    with pytest.raises(ConfigError, match=r"config.source.add_of: .*'edited'.*add_of=image"):
+        make_source(settings | {"add_of": "edited"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "zip"}, r"source.format: is 'zip', must be one of folder, tar"),
+        ({"format": None}, r"source.format: is None.*source.format=folder"),
+        ({"path": ""}, r"source.path: takes a folder, file or pattern, got ''"),
+        ({"feilds": {}}, r"source.feilds: no such key .*'folder', the nearest is fields"),
+        ({"swap_xz": True}, r"source.swap_xz: no such key of the format 'folder'"),
+        ({"fields": {}}, r"source.fields: takes the column of each field"),
+        ({"fields": {"image": 1}}, r"source.fields: takes .*example source.fields="),
+        ({"fields": "image"}, r"source.fields: takes"),
+        ({"fields": ("text",)}, r"source.fields: no column 'text'.*fields=\{'text': "),
+        ({"optional_texts": ("text",)}, r"source.fields: optional_texts: no field 'text'"),
+        ({"optional_texts": "caption"}, r"source.optional_texts: takes a tuple of fields"),
+        ({"halves": {"image": ("a",)}}, r"source.halves: takes two fields"),
+        ({"border": -1}, r"source.border: takes a whole number of pixels"),
+        ({"layout": "flat"}, r"source.layout: takes None or one of metadata"),
+        ({"layout": "metadata"}, r"source.path: .*has no metadata.jsonl"),
+        ({"add": ("grey",)}, r"source.add: takes a tuple of blurred, .*source.add=\(.blurred"),
+        ({"add": "blurred"}, r"source.add: takes a tuple"),
+        ({"format": "tar"}, r"source.path: no .tar file matches"),
+        ({"format": "parquet", "num_kept": 0}, r"source.num_kept: takes a count"),
+        ({"format": "subjects", "num_views": (3, 2)}, r"source.num_views: takes a count or"),
+        ({"format": "subjects", "num_views": True}, r"source.num_views: takes a count or"),
+        ({"format": "subjects"}, r"source.path: .*holds no folders"),
+        ({"format": "scenes"}, r"source.path: no folder with a transforms.json"),
+        (
+            {"format": "scenes", "window": 3},
+            r"source.window: is 3, must hold the largest num_views=6",
+        ),
+        ({"format": "scenes", "window": 0}, r"source.window: takes a count of frames"),
+        ({"format": "scenes", "downscale": 2}, r"source.downscale: takes None or one of 1, 4, 8"),
+        ({"format": "scenes", "scale": -1.0}, r"source.scale: takes a length above 0"),
+        ({"format": "scenes", "swap_xz": 1}, r"source.swap_xz: takes true or false"),
+        ({"format": "scenes", "caption_keys": [1]}, r"source.caption_keys: takes a tuple of keys"),
+    ],
+)
+def test_wrong_values(data, changes, message):
+    settings = {"format": "folder", "path": str(data / "pictures")}
+    with pytest.raises(ConfigError, match=rf"config\.{message}") as caught:
+        make_source(settings | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_of_the_config():
+    with pytest.raises(ConfigError, match=r"config.data.sources.edits.path: is missing"):
+        make_source({"format": "tar"}, key="data.sources.edits")

@@ -1,0 +1,169 @@
+"""OneDiffusion's recipe end to end at tiny size: encode, train, resume, export, sample."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.miniworld.generate import generate
+from data_pipelines.miniworld.manifest import Settings
+from launch.encode import encode
+from unidiff_jax import OneDiffusionPipeline
+from unidiff_jax.config import ConfigError, load_config
+from unidiff_jax.export.mapping import flatten
+from unidiff_jax.export.run import export_run
+from unidiff_jax.train.checkpoint import Checkpoints
+from unidiff_jax.train.loop import train
+from unidiff_jax.train.metrics import read_metrics
+from unidiff_jax.train.workdir import model_parts
+
+SHORT = (
+    "train.num_steps=6",
+    "train.log_every=1",
+    "train.eval_every=6",
+    "train.sample_every=6",
+    "train.save_every=3",
+    "train.eval_items=2",
+    "sample.num_steps=1",
+    "data.encode.validation=4",
+    "data.encode.batch=8",
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("miniworld64")
+    counts = {"train": 40}
+    generate(folder, Settings(size=64, counts=counts, shards=1, samples=1), progress="none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(released, pictures, tmp_path_factory):
+    folders = {}
+
+    def config(arg, *more):
+        spec = f"configs/onediffusion.py:tiny,weights={released},{arg}"
+        stage = arg.partition(",")[0]
+        found = load_config(spec, overrides=[*SHORT, *more]).unlock()
+        for source in found.data.sources.values():
+            source.path = str(pictures)
+        encoded = stage not in folders
+        if encoded:
+            folders[stage] = tmp_path_factory.mktemp("latents")
+        found.data.folder = str(folders[stage])
+        if encoded:
+            encode(found)
+        return found.lock()
+
+    return config
+
+
+def leaves(params):
+    return {k: np.asarray(v) for k, v in flatten(params).items()}
+
+
+@pytest.fixture(scope="module")
+def finetuned(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetuned")
+    return workdir, train(config("stage=finetune"), workdir)
+
+
+def test_only_the_transformer_is_trained(finetuned):
+    workdir, state = finetuned
+    assert {path.split("/")[0] for path in leaves(state.params)} == {"dit"}
+    assert {path.split("/")[0] for path in leaves(state.frozen)} == {"text_encoder"}
+    rows = read_metrics(workdir / "metrics.jsonl")
+    assert np.isfinite([row["train/loss/edit"] for row in rows if "train/loss/edit" in row]).all()
+    assert np.asarray(Image.open(workdir / "samples" / "step_00000006.png")).std() > 0
+
+
+def test_a_stopped_run_continues_bit_for_bit(config, finetuned, tmp_path, monkeypatch):
+    real = Checkpoints.save
+
+    def save(self, state, *, step, **rest):
+        real(self, state, step=step, **rest)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(config("stage=finetune"), tmp_path)
+    state = train(config("stage=finetune"), tmp_path)
+    for path, value in leaves(finetuned[1].params).items():
+        np.testing.assert_array_equal(leaves(state.params)[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize("arg", ["stage=finetune", "stage=finetune,lora=2"])
+def test_a_fine_tuned_run_becomes_a_released_folder(config, released, finetuned, tmp_path, arg):
+    workdir = finetuned[0] if arg == "stage=finetune" else tmp_path / "run"
+    if workdir != finetuned[0]:
+        train(config(arg, "train.num_steps=3"), workdir)
+    export_run(workdir, tmp_path / "out")
+    before, after = (
+        OneDiffusionPipeline.from_pretrained(folder) for folder in (released, tmp_path / "out")
+    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    common = {"image": picture, "num_inference_steps": 2, "height": 64, "width": 64}
+    images = [
+        pipe.img2img("[[image_editing]] make the cube red", output_type="np", **common).images
+        for pipe in (before, after)
+    ]
+    assert images[1].shape == (1, 64, 64, 3)
+    assert np.abs(images[0] - images[1]).max() > 1e-4  # it learned something
+
+
+def test_all_tasks_train_together_from_scratch(config, tmp_path):
+    state = train(config("stage=multitask", "train.num_steps=3", "train.save_every=3"), tmp_path)
+    assert int(state.step) == 3
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    heldout = {key.split("/")[-1] for row in rows for key in row if key.startswith("heldout/loss/")}
+    assert heldout == {
+        "text_to_image",
+        "depth_to_image",
+        "layout_to_image",
+        "inpaint",
+        "multiview",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.row.tokens=16", "data.row.tokens=16 does not hold every example of task 'edit'"),
+        ("data.num_shards=64", "records for data.num_shards=64; for example"),
+        ("autoencoder.latent_channels=4", "autoencoder.latent_channels=4"),
+        ("autoencoder.folder=/nowhere", "no folder of a released model"),
+        ("data.folder=/nowhere", "manifest.json is missing; encode it with"),
+    ],
+)
+def test_settings_that_cannot_be(config, tmp_path, change, message):
+    whole = config("stage=finetune").unlock()
+    key, _, value = change.partition("=")
+    group = whole
+    for name in key.split(".")[:-1]:
+        group = group[name]
+    group[key.split(".")[-1]] = int(value) if value.isdigit() else value
+    with pytest.raises(ValueError, match=message):
+        train(whole, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_wrong_names(config):
+    with pytest.raises(ConfigError, match=r"no data set 'nothing'; data\.sources has edit"):
+        encode(config("stage=finetune"), only=["nothing"])
+    with pytest.raises(ConfigError, match="this config trains on MiniWorld"):
+        encode(load_config("configs/quickstart.py:tiny"))
+    with pytest.raises(ConfigError, match="stage='3' is unknown; one of 256, 512"):
+        load_config("configs/onediffusion.py:stage=3")
+
+
+@pytest.mark.parametrize("stage", ["256", "512", "multitask", "1024", "finetune"])
+def test_the_stages_have_the_released_sizes(stage):
+    config = load_config(f"configs/onediffusion.py:stage={stage}")
+    model = model_parts(config)
+    trained, frozen = model.split(model.shapes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 2_800_389_184
+    assert set(frozen) == {"text_encoder"}
+    assert {source.task for source in config.data.sources.values()} == set(config.data.tasks)

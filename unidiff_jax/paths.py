@@ -131,7 +131,7 @@ def bucket_fault(error: Exception) -> str | None:
     if denied or type(error).__module__.startswith(("gcsfs", "google.auth", "google.api_core")):
         return (
             f"the bucket refused: {' '.join(text.split())}; log in with: gcloud auth "
-            "application-default login, or give this machine's service account the role Storage "
-            "Object User on the bucket"
+            "application-default login, or give this machine's service account the roles Storage "
+            "Object User and Storage Legacy Bucket Reader on the bucket"
         )
     return None

@@ -11,7 +11,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from unidiff_jax.config import ConfigError
-from unidiff_jax.export.files import FolderError, open_tensors, read_config, write_model
+from unidiff_jax.export.files import (
+    FolderError,
+    open_tensors,
+    read_config,
+    weights_digest,
+    write_model,
+)
 from unidiff_jax.paths import (
     as_path,
     bucket_fault,
@@ -226,6 +232,7 @@ def test_a_released_folder_loads_from_a_bucket(remote, released, tmp_path):
         first, second = (getattr(pipe, part).params for pipe in (local, far))
         jax.tree.map(np.testing.assert_array_equal, first, second)
     assert far.text.tokenizer.encode("a red cube") == local.text.tokenizer.encode("a red cube")
+    assert weights_digest(remote / "vae") == weights_digest(released / "vae")
     local.save_pretrained(tmp_path)
     far.save_pretrained(remote / "again")
     for file in [file for file in tmp_path.rglob("*") if file.is_file()]:

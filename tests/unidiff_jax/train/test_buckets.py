@@ -21,7 +21,7 @@ from launch.evaluate import evaluate_workdir
 from unidiff_jax.config import ConfigError
 from unidiff_jax.evals.miniworld import EvalSettings
 from unidiff_jax.export.run import export_run
-from unidiff_jax.paths import as_path, copy_tree
+from unidiff_jax.paths import as_path, copy_tree, written_whole
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
@@ -135,12 +135,13 @@ def test_sampling_and_report(whole, workdir):
 
 
 @pytest.mark.slow
-def test_the_command_samples_into_the_bucket(workdir, bucket, tmp_path):
-    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
-    out = f"{bucket}/pictures/depth.png"
+def test_the_command_samples_from_and_into_the_bucket(workdir, bucket):
+    photo, out = f"{bucket}/pictures/photo.png", f"{bucket}/pictures/depth.png"
+    with written_whole(photo) as file:
+        Image.new("RGB", (64, 48)).save(file)
     command = [sys.executable, "-m", "launch.sample", "--task=depth", f"--out={out}"]
     done = subprocess.run(
-        [*command, f"--workdir={workdir}", f"--image={tmp_path / 'photo.png'}"],
+        [*command, f"--workdir={workdir}", f"--image={photo}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import tiny_run
 from PIL import Image
 from test_finetune import ADAPTERS, LAYOUT, write_transformer
@@ -23,6 +24,7 @@ from unidiff_jax.evals.miniworld import EvalSettings
 from unidiff_jax.export.run import export_run
 from unidiff_jax.paths import as_path, copy_tree, written_whole
 from unidiff_jax.sample.pipeline import Pipeline
+from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.workdir import load_workdir_config
@@ -59,6 +61,23 @@ def test_faults_of_data_in_a_bucket_say_how_to_mend_them(data, bucket):
         open_records(damaged, "validation")
     with pytest.raises(GenerateError, match=f"render locally and copy: .*{command}"):
         generate(damaged, read(data).settings)
+
+
+def test_old_checkpoints_are_removed_and_unfinished_ones_passed_over(bucket):
+    folder = as_path(bucket) / "kept" / "checkpoints"
+    _, _, state, _ = tiny.make_state()
+    checkpoints = Checkpoints(folder, keep=1)
+    for step in (1, 2, 3):
+        checkpoints.save(state, step=step, loader={"0": step}, clock={"train_seconds": 0.0})
+        checkpoints.wait()
+    checkpoints.close()
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    copy_tree(folder / "3", folder / "4")
+    (folder / "4" / "commit_success.txt").unlink()  # killed before the last object
+    checkpoints = Checkpoints(folder, keep=1)
+    assert checkpoints.latest_step() == 3
+    assert checkpoints.restore(abstract_state(state), step=3).loader == {"0": 3}
+    checkpoints.close()
 
 
 @pytest.fixture(scope="module")

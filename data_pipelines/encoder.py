@@ -8,8 +8,6 @@ autoencoder runs on batches of one size, spread over this process's devices.
 import collections
 import concurrent.futures
 import dataclasses
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 from array_record.python import array_record_module
+from etils import epath
 from PIL import Image, ImageOps
 
 from data_pipelines import encoded
@@ -25,6 +24,7 @@ from data_pipelines.sources.base import RawSource, SampleError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import Task
@@ -83,7 +83,7 @@ def encode_dataset(
     *,
     task: Task,
     autoencoder: LatentAutoencoder,
-    folder: str | os.PathLike,
+    folder: AnyPath,
     settings: EncodeSettings,
     origin: Mapping[str, Any],
     batch: int = 16,
@@ -108,7 +108,7 @@ def encode_dataset(
       ConfigError: the folder was begun with other settings.
       TooManySkippedError: more than a fifth of a shard's samples, and at least 20, are no use.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     plan = split_plan(len(source), settings)
     encoded.claim_folder(
         folder,
@@ -162,7 +162,7 @@ def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarra
 
 
 def _encode_shard(
-    path: pathlib.Path,
+    path: epath.Path,
     indices: np.ndarray,
     source: RawSource,
     task: Task,
@@ -191,31 +191,29 @@ def _encode_shard(
             return None
 
     pairs = [(int(i), n) for i in indices for n in range(settings.samples)]
-    partial = path.with_name(path.name + ".partial")
     largest, records = Largest(), 0
     width = batch * jax.local_device_count()
-    writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
-    try:
-        with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:
-            for start in range(0, len(pairs), 4 * width):
-                chunk = pairs[start : start + 4 * width]
-                prepared = [found for found in pool.map(load, chunk) if found is not None]
-                for example in encode_examples(prepared, autoencoder=autoencoder, width=width):
-                    writer.write(encoded.encode_record(example))
-                    largest = largest.with_example(example)
-                    records += 1
-                on_samples(len({index for index, _ in chunk}))
-                if len(skipped) > max(_SKIPPED_AT_LEAST, _MAX_SKIPPED * len(pairs)):
-                    raise TooManySkippedError(
-                        f"{len(skipped)} of {len(pairs)} samples cannot be used; the last: "
-                        f"{skipped[-1]}"
-                    )
-    finally:
-        writer.close()
-        if not records:
-            partial.unlink(missing_ok=True)
-    if records:
-        os.replace(partial, path)
+    with written_whole(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:
+                for start in range(0, len(pairs), 4 * width):
+                    chunk = pairs[start : start + 4 * width]
+                    prepared = [found for found in pool.map(load, chunk) if found is not None]
+                    for example in encode_examples(prepared, autoencoder=autoencoder, width=width):
+                        writer.write(encoded.encode_record(example))
+                        largest = largest.with_example(example)
+                        records += 1
+                    on_samples(len({index for index, _ in chunk}))
+                    if len(skipped) > max(_SKIPPED_AT_LEAST, _MAX_SKIPPED * len(pairs)):
+                        raise TooManySkippedError(
+                            f"{len(skipped)} of {len(pairs)} samples cannot be used; the last: "
+                            f"{skipped[-1]}"
+                        )
+        finally:
+            writer.close()
+            if not records:
+                partial.unlink(missing_ok=True)
     encoded.write_entry(path, records=records, largest=largest, skipped=sorted(skipped))
 
 

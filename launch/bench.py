@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data_pipelines.build import make_loader, make_sources, make_tokenizer
 from data_pipelines.loader import Loader, to_devices
 from data_pipelines.miniworld.benchmark import measure
-from data_pipelines.miniworld.manifest import NAME, RecordsError
+from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
 from launch import bench_network, command
@@ -40,6 +40,7 @@ from unidiff_jax.config import ConfigError, config_error, to_dict
 from unidiff_jax.flops import train_flops
 from unidiff_jax.flow import FlowConfig
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
+from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import (
@@ -353,12 +354,10 @@ def run_parts(config: ConfigDict, *, parts: Iterable[str], num_steps: int = 20) 
     if parts - set(PARTS):
         unknown = min(parts - set(PARTS))
         raise ConfigError(f"there is no part {unknown!r}; parts are: {', '.join(PARTS)}")
-    data = pathlib.Path(config.data.folder)
+    data = as_path(config.data.folder)
     if parts - {"render"} and not (data / NAME).exists():
-        raise FileNotFoundError(
-            f"no data in {data}; make it with: python -m launch.miniworld --out {data} "
-            f"--size {config.image_size}"
-        )
+        command_line = render_command(data, f"--size {config.image_size}")
+        raise FileNotFoundError(f"no data in {data}; make it with: {command_line}")
     numbers = {"machine": describe_machine()}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(config, folder=folder, num_steps=num_steps)

@@ -32,6 +32,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError, load_config
+from unidiff_jax.paths import bucket_fault
 
 # Flags defined by the functions below count as the main's own, so that its --help lists them.
 flags.disclaim_key_flags()
@@ -123,8 +124,8 @@ def keep_freed_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps Orbax's and JAX's notes on files and backends out of a command's output."""
-    for name in ("absl", "jax"):
+    """Keeps notes on files and backends (Orbax, JAX, buckets) out of a command's output."""
+    for name in ("absl", "jax", "gcsfs"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -132,6 +133,8 @@ def describe(error: Exception) -> str | None:
     """One line for an error that the caller can mend (a ConfigError: one a fault), else None."""
     if isinstance(error, _mendable()):
         return str(error)
+    if (fault := bucket_fault(error)) is not None:
+        return fault
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full{_at(error)}: free some space or write to another folder"
     if isinstance(error, FileNotFoundError):

@@ -8,8 +8,6 @@ several hosts every process encodes its own shards. Samples that cannot be used 
 and listed in the shard's JSON file; when they are too many, the command stops and says why.
 """
 
-import pathlib
-
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -18,6 +16,7 @@ from data_pipelines.encoder import EncodeSettings, encode_dataset
 from data_pipelines.sources.make import make_source
 from launch import command
 from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import as_path
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import Task, get_task
 
@@ -56,7 +55,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
         settings = EncodeSettings(size=raw.pop("size"), samples=raw.pop("samples"), **shared)
         source = make_source(raw, key=f"data.sources.{name}")
         check_fields(source.fields, task=task, name=name)
-        folder = pathlib.Path(config.data.folder) / name
+        folder = as_path(config.data.folder) / name
         with tqdm(total=len(source), unit="sample", desc=name) as bar:
             count = encode_dataset(
                 source,

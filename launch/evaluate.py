@@ -9,12 +9,12 @@ two minutes on two CPU cores.
 """
 
 import json
-import pathlib
 import shlex
 import sys
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from launch import command
@@ -25,6 +25,7 @@ from unidiff_jax.evals.miniworld import (
     settings_of,
 )
 from unidiff_jax.evals.miniworld_report import verdict_table
+from unidiff_jax.paths import AnyPath, as_path, is_remote, local_folder
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.metrics import read_metrics
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     del argv
     command.quiet_libraries()
     values = flags.FLAGS
-    workdir = pathlib.Path(values.workdir)
+    workdir = as_path(values.workdir)
     config = load_workdir_config(workdir)
     if values.data is not None:
         config.data.folder = values.data
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate_workdir(
-    workdir: pathlib.Path,
+    workdir: AnyPath,
     *,
     config: ConfigDict,
     settings: EvalSettings | None = None,
@@ -94,35 +95,33 @@ def evaluate_workdir(
     Raises:
       FileNotFoundError: no run or no such checkpoint.
     """
+    workdir = as_path(workdir)
     step = latest_step(workdir) if step is None else step
     pipeline = Pipeline.from_workdir(workdir, step=step)
     pipeline.config = config
     rows = read_metrics(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["step"] <= step]
-    return evaluate(
-        pipeline,
-        report_folder(workdir, split=split),
-        origin=Origin(
-            step=step,
-            run_id=workdir.resolve().name,
-            command=shlex.join(["python", *_program(), *sys.argv[1:]]),
-            seconds=stage_seconds(workdir, rows),
-            curves=curves(rows),
-        ),
-        tasks=tasks or (),
-        split=split,
-        settings=settings,
+    origin = Origin(
+        step=step,
+        run_id=(workdir if is_remote(workdir) else workdir.resolve()).name,
+        command=shlex.join(["python", *_program(), *sys.argv[1:]]),
+        seconds=stage_seconds(workdir, rows),
+        curves=curves(rows),
     )
+    with local_folder(report_folder(workdir, split=split)) as folder:
+        return evaluate(
+            pipeline, folder, origin=origin, tasks=tasks or (), split=split, settings=settings
+        )
 
 
-def report_folder(workdir: pathlib.Path, *, split: str = "test") -> pathlib.Path:
+def report_folder(workdir: AnyPath, *, split: str = "test") -> epath.Path:
     """Where the report of a split lies."""
-    return workdir / ("report" if split == "test" else f"report-{split}")
+    return as_path(workdir) / ("report" if split == "test" else f"report-{split}")
 
 
-def latest_step(workdir: pathlib.Path) -> int:
+def latest_step(workdir: AnyPath) -> int:
     """Step of the newest checkpoint; raises FileNotFoundError where there is none."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(as_path(workdir) / "checkpoints")
     step = checkpoints.latest_step()
     checkpoints.close()
     if step is None:
@@ -130,9 +129,9 @@ def latest_step(workdir: pathlib.Path) -> int:
     return step
 
 
-def stage_seconds(workdir: pathlib.Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+def stage_seconds(workdir: AnyPath, rows: list[dict[str, Any]]) -> dict[str, float]:
     """Wall clock of the stages so far; training's comes from its own log."""
-    path = workdir / SECONDS
+    path = as_path(workdir) / SECONDS
     seconds = json.loads(path.read_text()) if path.is_file() else {}
     trained = [row["train_seconds"] for row in rows if "train_seconds" in row]
     return seconds | ({"train": trained[-1]} if trained else {})

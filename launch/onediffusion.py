@@ -10,7 +10,6 @@ Without --mask it is text to image. A mask has an entry a frame: 1 is made, 0 is
 --azimuths or --multiview frames alternate, picture and camera, and the cameras are printed.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 from configs.meshes import PRESETS, get_mesh
 from launch import command
 from launch.sample import output_paths
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.images import InputError, open_picture
 from unidiff_jax.sample.onediffusion import OneDiffusionPipeline
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
             )
     except ValueError as error:
         raise InputError(str(error)) from error
-    save(out.images, path=pathlib.Path(values.out))
+    save(out.images, path=values.out)
     if values.mask is not None and (values.multiview or values.azimuths is not None):
         for found in pipe.read_cameras(out.latents):
             for number, (rotation, center) in enumerate(
@@ -111,12 +111,13 @@ def numbers(name: str, text: str | None) -> list[float] | None:
         raise InputError(f"--{name} {text} must be numbers with commas, such as 1,0") from None
 
 
-def save(pictures: Sequence[Image.Image], *, path: pathlib.Path) -> None:
+def save(pictures: Sequence[Image.Image], *, path: AnyPath) -> None:
     """Writes one picture to `path`, several to numbered names beside it, and prints the names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(path)
     for number, picture in enumerate(pictures):
         target = path if len(pictures) == 1 else path.with_stem(f"{path.stem}_{number}")
-        picture.save(target)
+        with written_whole(target) as file:
+            picture.save(file)
         print(target)
 
 

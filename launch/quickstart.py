@@ -9,15 +9,13 @@ Stopped, it continues with the same command; a stage that is done with the same 
 
 import json
 import os
-import pathlib
-import shutil
 import time
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.miniworld import manifest
-from data_pipelines.miniworld.generate import generate
+from data_pipelines.miniworld.generate import GenerateError, generate
 from data_pipelines.miniworld.manifest import Settings
 from data_pipelines.miniworld.scene import SPLITS
 from launch import command
@@ -25,6 +23,7 @@ from launch.evaluate import SECONDS, evaluate_workdir, latest_step, report_folde
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals.miniworld import evaluated_config, settings_of
 from unidiff_jax.evals.miniworld_report import verdict_table
+from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.workdir import claim_workdir
 
@@ -37,7 +36,11 @@ MIN_PARALLEL = 1000
 
 def define_flags() -> None:
     command.define_config_flags("configs/quickstart.py")
-    flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run; continued if it exists.")
+    flags.DEFINE_string(
+        "workdir",
+        "runs/quickstart",
+        "Folder of the run, or gs://bucket/...; continued if it exists.",
+    )
     flags.DEFINE_bool("fresh", False, "Begin anew: remove the workdir and the data made here.")
     flags.DEFINE_integer("workers", os.cpu_count(), "Processes that render.", lower_bound=1)
 
@@ -45,7 +48,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
-    workdir = pathlib.Path(flags.FLAGS.workdir)
+    workdir = as_path(flags.FLAGS.workdir)
     command.quiet_libraries()
     settings = render_settings(config)
     if flags.FLAGS.fresh:
@@ -90,9 +93,13 @@ def render_data(config: ConfigDict, settings: Settings, *, num_workers: int) -> 
     """Renders what is missing; returns the seconds, or None where nothing was missing.
 
     Raises:
-      GenerateError: the folder holds data of other settings, or cannot be written.
+      GenerateError: the folder holds data of other settings, or cannot be written; a bucket has
+        to hold them already.
     """
-    folder = pathlib.Path(config.data.folder)
+    folder = as_path(config.data.folder)
+    if is_remote(folder):
+        _check_rendered(folder, settings)
+        return None
     if not folder.exists():
         folder.mkdir(parents=True)
         (folder / MARKER).touch()
@@ -104,22 +111,36 @@ def render_data(config: ConfigDict, settings: Settings, *, num_workers: int) -> 
     return None if set(names) <= set(before) else time.monotonic() - started
 
 
-def remove(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _check_rendered(folder: AnyPath, settings: Settings) -> None:
+    try:
+        found = manifest.read(folder)
+    except manifest.RecordsError:
+        found = None
+    names = {name for split in SPLITS for name in settings.shards_of(split)}
+    if found is None or found.settings != settings or names - set(found.files):
+        raise GenerateError(
+            f"{folder} does not hold the config's data.render; make it with: "
+            f"{settings.command(folder)}"
+        )
+
+
+def remove(config: ConfigDict, workdir: AnyPath) -> None:
     """Removes the workdir, and the data folder if this command made it.
 
     Raises:
       ConfigError: the workdir exists and holds no run, so it is somebody's other folder.
     """
+    workdir = as_path(workdir)
     if workdir.exists():
         if any(workdir.iterdir()) and not (workdir / "config.json").is_file():
             raise ConfigError(f"--fresh: {workdir} holds no run; choose another --workdir")
-        shutil.rmtree(workdir)
-    folder = pathlib.Path(config.data.folder)
+        workdir.rmtree()
+    folder = as_path(config.data.folder)
     if (folder / MARKER).is_file():
-        shutil.rmtree(folder)
+        folder.rmtree()
 
 
-def finished_results(config: ConfigDict, workdir: pathlib.Path) -> dict | None:
+def finished_results(config: ConfigDict, workdir: AnyPath) -> dict | None:
     """The workdir's results, if they are of this config and of the newest checkpoint."""
     folder = report_folder(workdir)
     if not (folder / "index.html").is_file():
@@ -130,7 +151,7 @@ def finished_results(config: ConfigDict, workdir: pathlib.Path) -> dict | None:
     return results if same else None
 
 
-def _trained_steps(workdir: pathlib.Path) -> int:
+def _trained_steps(workdir: AnyPath) -> int:
     try:
         return latest_step(workdir)
     except FileNotFoundError:

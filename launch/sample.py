@@ -7,13 +7,14 @@
         --prompt "a red cube on a grey floor" --out picture.png
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
+from etils import epath
 from PIL import Image
 
 from launch import command
+from unidiff_jax.paths import as_path, written_whole
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.sample.solvers import SOLVERS
@@ -109,13 +110,13 @@ def text_fields(task: Task, *, prompt: str | None) -> dict[str, str]:
     return {task.prompt_fields[0]: prompt}
 
 
-def output_paths(out: str, *, fields: Sequence[str]) -> dict[str, pathlib.Path]:
+def output_paths(out: str, *, fields: Sequence[str]) -> dict[str, epath.Path]:
     """Where each generated frame goes: `out` for one, `out_FIELD` for several.
 
     Raises:
       InputError: a name that no picture format has.
     """
-    path = pathlib.Path(out)
+    path = as_path(out)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
     if len(fields) == 1:
@@ -123,11 +124,11 @@ def output_paths(out: str, *, fields: Sequence[str]) -> dict[str, pathlib.Path]:
     return {field: path.with_stem(f"{path.stem}_{field}") for field in fields}
 
 
-def save(made: dict[str, Image.Image], *, paths: dict[str, pathlib.Path]) -> None:
+def save(made: dict[str, Image.Image], *, paths: dict[str, epath.Path]) -> None:
     """Writes the frames and prints their paths."""
     for field, picture in made.items():
-        paths[field].parent.mkdir(parents=True, exist_ok=True)
-        picture.save(paths[field])
+        with written_whole(paths[field]) as file:
+            picture.save(file)
         print(paths[field])
 
 

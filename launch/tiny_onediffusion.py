@@ -7,8 +7,6 @@ All parts have the released architecture (queries in groups, norms of queries an
 autoencoder, T5 version 1.1) at a thousandth of its size.
 """
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +18,7 @@ from launch import command
 from unidiff_jax.models.dit import DiT
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE, t5_config
 from unidiff_jax.sample.onediffusion import FlowMatchSchedule, OneDiffusionPipeline
@@ -86,9 +85,9 @@ def main(argv: list[str]) -> None:
     print(flags.FLAGS.out)
 
 
-def write_tiny_pipeline(folder: str | pathlib.Path, *, seed: int = 0) -> None:
+def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
     """Writes the folder; the same seed gives the same weights."""
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     words = sorted({task.prompt.split()[0] for task in TASKS.values()})
     train_tokenizer(
         (f"{a} {b}" for a in sorted(VOCABULARY) for b in sorted(VOCABULARY)),

@@ -15,7 +15,11 @@ from unidiff_jax.train.loop import train
 
 def define_flags() -> None:
     command.define_config_flags("configs/quickstart.py")
-    flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run; continued if it exists.")
+    flags.DEFINE_string(
+        "workdir",
+        "runs/quickstart",
+        "Folder of the run, or gs://bucket/...; continued if it exists.",
+    )
 
 
 def main(argv: list[str]) -> None:

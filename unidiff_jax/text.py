@@ -5,11 +5,13 @@ the pieces' own, padding is 0, end of text is 1, unknown is 2. The miniature tra
 on its own captions; a released T5 folder loads the same way.
 """
 
+import io
 import json
-import pathlib
 from collections.abc import Iterable
 
 import sentencepiece
+
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 
 PAD, END, UNKNOWN = 0, 1, 2
 
@@ -22,17 +24,17 @@ class Tokenizer:
       >>> tokenizer.encode("[[depth2image]] a red cube")
     """
 
-    def __init__(self, folder: str | pathlib.Path):
+    def __init__(self, folder: AnyPath):
         """Loads a folder; raises FileNotFoundError when it holds no `spiece.model`."""
-        path = pathlib.Path(folder) / "spiece.model"
+        path = as_path(folder) / "spiece.model"
         if not path.exists():
             raise FileNotFoundError(f"no tokenizer at {path}; a T5 folder holds spiece.model")
         self._folder = path.parent
-        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
 
-    def save(self, folder: str | pathlib.Path) -> None:
+    def save(self, folder: AnyPath) -> None:
         """Copies the files of the folder that it was loaded from."""
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self._folder.iterdir()):
             if file.is_file() and file.suffix in (".json", ".model"):
@@ -52,7 +54,7 @@ class Tokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, folder: str | pathlib.Path, vocab_size: int, words: Iterable[str] = ()
+    texts: Iterable[str], *, folder: AnyPath, vocab_size: int, words: Iterable[str] = ()
 ) -> None:
     """Trains a unigram sentencepiece model and writes the folder.
 
@@ -62,12 +64,12 @@ def train_tokenizer(
       vocab_size: upper bound of the number of pieces; a small corpus may give fewer.
       words: kept whole, such as task tokens.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "partial"
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
-        model_prefix=str(partial),
+        model_writer=model,
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         model_type="unigram",
@@ -79,9 +81,9 @@ def train_tokenizer(
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "partial.vocab").unlink()
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-    (folder / "partial.model").replace(folder / "spiece.model")  # last: the folder is complete now
+    with written_whole(folder / "spiece.model") as file:  # last: the folder is complete now
+        file.write_bytes(model.getvalue())

@@ -25,6 +25,7 @@ from data_pipelines.miniworld import edits, language, manifest, records, video
 from data_pipelines.miniworld.manifest import Manifest, Settings
 from data_pipelines.miniworld.render import render
 from data_pipelines.miniworld.scene import SPLITS, Scene, heldout_factors, sample_scene, to_dict
+from unidiff_jax.paths import AnyPath, is_remote
 
 WRITER_OPTIONS = "group_size:1,zstd"
 
@@ -250,7 +251,7 @@ def _prepare(folder: pathlib.Path, settings: Settings) -> Manifest:
 
 
 def generate(
-    folder: str | os.PathLike, settings: Settings, *, num_workers: int = 1, progress: str = "bar"
+    folder: AnyPath, settings: Settings, *, num_workers: int = 1, progress: str = "bar"
 ) -> Manifest:
     """Renders a folder of record files; what is already there and whole is kept.
 
@@ -258,15 +259,18 @@ def generate(
       generate("data/tiny", Settings(size=32, counts={"train": 100, "test": 20}))
 
     Args:
-      folder: where the files go; made if need be.
+      folder: where the files go, a local one; made if need be.
       settings: what to render.
       num_workers: processes; the files do not depend on it.
       progress: "bar" for a progress bar with the time left on stderr, "none" for silence.
 
     Raises:
-      GenerateError: the folder was made with other settings, the disk is full, a worker died.
+      GenerateError: the folder was made with other settings or is no local one, the disk is full,
+        a worker died.
       KeyboardInterrupt: after the partial files are removed; the same call continues.
     """
+    if is_remote(folder):
+        raise GenerateError(f"render locally and copy: {settings.command(folder)}")
     folder = pathlib.Path(folder)
     current = _prepare(folder, settings)
     missing, total = [], 0

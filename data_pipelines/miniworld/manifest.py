@@ -10,12 +10,11 @@ the same settings give the same bytes.
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 import shlex
 from typing import Any
 
 from data_pipelines.miniworld.scene import SPLITS
+from unidiff_jax.paths import AnyPath, as_path, is_remote, written_whole
 
 SCHEMA = "miniworld/1"
 GENERATOR = 1  # raise it whenever the same settings would give other bytes
@@ -68,13 +67,13 @@ class Settings:
             for i in range(total)
         }
 
-    def command(self, folder: str | os.PathLike) -> str:
+    def command(self, folder: AnyPath) -> str:
         """The command line that renders this data."""
         counts = " ".join(f"--{split} {self.counts.get(split, 0)}" for split in SPLITS)
-        return (
-            f"python -m launch.miniworld --out {shlex.quote(str(folder))} --size {self.size} "
-            f"{counts} --seed {self.seed} --samples {self.samples} --shards {self.shards} "
-            f"--edits {self.edits} --clip_frames {self.clip_frames}"
+        return render_command(
+            folder,
+            f"--size {self.size} {counts} --seed {self.seed} --samples {self.samples} "
+            f"--shards {self.shards} --edits {self.edits} --clip_frames {self.clip_frames}",
         )
 
 
@@ -88,33 +87,42 @@ class Manifest:
     generator: int = GENERATOR
 
 
-def sha256(path: pathlib.Path) -> str:
+def render_command(folder: AnyPath, settings: str = "") -> str:
+    """The command line that renders into a folder; for a bucket, locally, and then copies."""
+    place = as_path(folder)
+    local = f"data/{place.name}" if is_remote(folder) else str(folder)
+    render = f"python -m launch.miniworld --out {shlex.quote(local)} {settings}".rstrip()
+    if not is_remote(folder):
+        return render
+    return f"{render} && gcloud storage cp -r {shlex.quote(local)} {shlex.quote(str(place.parent))}"
+
+
+def sha256(path: AnyPath) -> str:
     """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with as_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-def file_entry(path: pathlib.Path, *, num_records: int) -> dict[str, Any]:
+def file_entry(path: AnyPath, *, num_records: int) -> dict[str, Any]:
     """What the manifest says of a finished file."""
-    return {"bytes": path.stat().st_size, "records": num_records, "sha256": sha256(path)}
+    return {"bytes": as_path(path).stat().length, "records": num_records, "sha256": sha256(path)}
 
 
-def write(folder: pathlib.Path, manifest: Manifest) -> None:
+def write(folder: AnyPath, manifest: Manifest) -> None:
     """Writes `manifest.json` in one step: a reader sees the old one or the new one."""
     tree = dataclasses.asdict(manifest)
-    partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, folder / NAME)
+    with written_whole(as_path(folder) / NAME) as file:
+        file.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
 
 
-def read(folder: str | os.PathLike) -> Manifest:
+def read(folder: AnyPath) -> Manifest:
     """Reads a folder's manifest.
 
     Raises:
       RecordsError: there is none, it is not a manifest, or it is one of another schema.
     """
-    path = pathlib.Path(folder) / NAME
-    again = f"python -m launch.miniworld --out {shlex.quote(str(folder))}"
+    path = as_path(folder) / NAME
+    again = render_command(folder)
     try:
         tree = json.loads(path.read_text())
         check_schema(tree["schema"], f"remove {folder} and render the data again with: {again}")

@@ -8,18 +8,19 @@ clip's further frames. Tensors lie in the blob as safetensors; all text is one J
 and `safetensors.numpy.load` would not return the metadata at all.
 """
 
+import concurrent.futures
 import dataclasses
 import json
-import os
-import pathlib
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 
 from data_pipelines.miniworld import manifest as manifests
 from data_pipelines.miniworld.manifest import SCHEMA, RecordsError
+from unidiff_jax.paths import AnyPath, as_path
 
 _KEY = "miniworld"
 _TENSORS = {
@@ -125,7 +126,7 @@ def decode(blob: bytes) -> Record:
         raise RecordsError(f"damaged MiniWorld record: {error}") from None
 
 
-def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource:
+def open_records(folder: AnyPath, split: str) -> ArrayRecordDataSource:
     """Random access to the encoded records of one split; works as a Grain source.
 
     Example:
@@ -133,14 +134,14 @@ def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource
       dataset = grain.MapDataset.source(source).map(decode)
 
     Args:
-      folder: a folder that `launch.miniworld` has rendered.
+      folder: a folder that `launch.miniworld` has rendered, local or in a bucket.
       split: train, validation, test or heldout.
 
     Raises:
       RecordsError: another schema, a split that was not rendered, or a missing or damaged file;
         the message has the command that renders the folder again.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     manifest = manifests.read(folder)
     settings = manifest.settings
     command = settings.command(folder)
@@ -148,16 +149,18 @@ def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource
     if not shards:
         rendered = sorted(name for name, count in settings.counts.items() if count)
         raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(rendered)}")
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+        sizes = dict(zip(shards, pool.map(_size, [folder / name for name in shards]), strict=True))
     paths = []
     for name, indices in shards.items():
-        path, entry = folder / name, manifest.files.get(name)
+        path, entry, size = folder / name, manifest.files.get(name), sizes[name]
         problem = None
         if entry is None:
             problem = "is not rendered yet"
-        elif not path.exists():
+        elif size is None:
             problem = "is missing"
-        elif path.stat().st_size != entry["bytes"]:
-            problem = f"has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        elif size != entry["bytes"]:
+            problem = f"has {size} bytes instead of {entry['bytes']}"
         elif entry["records"] != len(indices):
             problem = f"has {entry['records']} records instead of {len(indices)}"
         if problem:
@@ -176,3 +179,11 @@ def open_records(folder: str | os.PathLike, split: str) -> ArrayRecordDataSource
             f"render it again with: {command}"
         )
     return source
+
+
+def _size(path: epath.Path) -> int | None:
+    """Bytes of a file, None where there is none."""
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None

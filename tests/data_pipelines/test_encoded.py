@@ -13,6 +13,7 @@ from data_pipelines.encoder import EncodeSettings, TooManySkippedError, encode_d
 from data_pipelines.sources.base import SampleError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import as_path
 from unidiff_jax.tasks import get_task
 
 SETTINGS = EncodeSettings(size=32, buckets=False, validation=4, shards=2)
@@ -101,6 +102,23 @@ def test_every_sample_is_encoded_once_in_one_split(tmp_path):
         np.testing.assert_allclose(source, int(number) / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(edited, 200 / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(item["stds"][0], 0.25)
+
+
+def test_encoding_into_a_bucket_and_reading_from_it(tmp_path, bucket):
+    remote = as_path(bucket) / "encoded" / "edits"
+    source = Edits(bad=(3,))
+    assert encode(tmp_path, source) == encode(remote, source) == {"records": 19, "skipped": 1}
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert sorted(path.name for path in remote.iterdir()) == names
+    for name in names:
+        assert (remote / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    assert values(remote, "train").keys() == values(tmp_path, "train").keys()
+    source.read.clear()
+    encode(remote, source)
+    assert not source.read  # finished shards stay
+    (remote / "train-00001-of-00002.array_record").unlink()
+    with pytest.raises(EncodedError, match=r"train-00001-of-00002.* is not encoded yet"):
+        EncodedSource([remote], task=EDIT, split="train")
 
 
 def test_several_examples_a_sample_differ_in_their_choices(tmp_path):

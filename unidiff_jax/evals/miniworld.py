@@ -34,6 +34,7 @@ from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
 from unidiff_jax.evals.results import git_state, package_versions, task_result, write_results
+from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.state import count_parameters
 
@@ -283,9 +284,7 @@ def evaluate(
         "wall_clock_seconds": {**origin.seconds, "evaluate": time.monotonic() - started},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "packages": package_versions(),
-        "dataset_manifest_sha256": manifest.sha256(
-            pathlib.Path(config.data.folder) / manifest.NAME
-        ),
+        "dataset_manifest_sha256": manifest.sha256(as_path(config.data.folder) / manifest.NAME),
         "tasks": entries,
         "curves": origin.curves,
         "deviations": [*deviations(config, split=split), *missing],

@@ -13,6 +13,7 @@ from unidiff_jax.evals import pictures
 from unidiff_jax.evals.charts import format_number
 from unidiff_jax.evals.miniworld_protocol import Protocol
 from unidiff_jax.evals.miniworld_training import NUM_RECORDS
+from unidiff_jax.evals.report import NUM_SHOWN
 from unidiff_jax.evals.results import SampleWriter
 from unidiff_jax.frames import CODECS
 from unidiff_jax.types import Role
@@ -30,7 +31,7 @@ def write_samples(
       values: (items, seeds) scores.
     """
     means = values.mean(axis=1)
-    shown = {*range(report.NUM_SHOWN), *np.argsort(means, kind="stable")[: report.NUM_SHOWN]}
+    shown = {*range(NUM_SHOWN), *np.argsort(means, kind="stable")[:NUM_SHOWN]}
     with SampleWriter(folder, task=protocol.name) as writer:
         for i, (index, item) in enumerate(zip(protocol.indices, protocol.items, strict=True)):
             writer.write(

@@ -7,11 +7,15 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
+from etils import epath
 from safetensors.numpy import save_file
+
+from unidiff_jax.paths import AnyPath, as_path, is_remote, written_whole
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
 """Names that diffusers and transformers give the weights, without their ending."""
@@ -22,7 +26,7 @@ class FolderError(ValueError):
 
 
 class FileTensor:
-    """One tensor of a file, read where it is indexed."""
+    """One tensor of a local file, read where it is indexed."""
 
     def __init__(self, handle: Any, name: str):
         self._slice = handle.get_slice(name)
@@ -34,13 +38,88 @@ class FileTensor:
         return np.asarray(self._slice[index])
 
 
-def read_config(folder: str | pathlib.Path, *, name: str = "config.json") -> dict[str, Any]:
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class _Bytes(NamedTuple):
+    """The bytes of a bucket's file that were read last."""
+
+    start: int
+    stop: int
+    data: bytes
+
+
+class BucketFile:
+    """A safetensors file in a bucket: its header is read once, tensors by range."""
+
+    def __init__(self, path: epath.Path):
+        """Reads the header; raises FileNotFoundError, or ValueError for a damaged file."""
+        size = path.stat().length
+        self._path, self._last = path, _Bytes(0, 0, b"")
+        with path.open("rb") as file:
+            self.start = 8 + int.from_bytes(file.read(8), "little")
+            if self.start > size:
+                raise ValueError(f"its header ends at byte {self.start} of {size}")
+            self.entries = json.loads(file.read(self.start - 8))
+        self.entries.pop("__metadata__", None)
+        end = self.start + max((e["data_offsets"][1] for e in self.entries.values()), default=0)
+        if end != size:
+            raise ValueError(f"it has {size} bytes instead of {end}")
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes of the data part. The last ones are kept: the devices of a process ask in turn for
+        parts of one tensor.
+        """
+        last = self._last
+        if (last.start, last.stop) != (start, stop):
+            with self._path.open("rb") as file:
+                file.seek(self.start + start)
+                last = self._last = _Bytes(start, stop, file.read(stop - start))
+        return last.data
+
+
+class BucketTensor:
+    """One tensor of a `BucketFile`, read where it is indexed: only the rows that are asked for."""
+
+    def __init__(self, file: BucketFile, name: str):
+        entry = file.entries[name]
+        self._file, (self._start, self._stop) = file, entry["data_offsets"]
+        self._dtype = np.dtype(_DTYPES[entry["dtype"]])
+        self.shape = tuple(entry["shape"])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if not self.shape:
+            return self._rows(0, 1).reshape(())
+        first, *others = index if isinstance(index, tuple) else (index,)
+        if not isinstance(first, slice) or first.step not in (None, 1):
+            return self._rows(0, self.shape[0])[index]
+        start, stop, _ = first.indices(self.shape[0])
+        return self._rows(start, max(start, stop))[(slice(None), *others)]
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        row = (self._stop - self._start) // max(1, self.shape[0] if self.shape else 1)
+        data = self._file.read(self._start + start * row, self._start + stop * row)
+        return np.frombuffer(data, self._dtype).reshape(stop - start, *self.shape[1:])
+
+
+def read_config(folder: AnyPath, *, name: str = "config.json") -> dict[str, Any]:
     """The folder's JSON settings.
 
     Raises:
       FolderError: there is no such file, or it is no JSON object.
     """
-    path = pathlib.Path(folder) / name
+    path = as_path(folder) / name
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -54,14 +133,14 @@ def read_config(folder: str | pathlib.Path, *, name: str = "config.json") -> dic
     return values
 
 
-def open_tensors(folder: str | pathlib.Path) -> dict[str, FileTensor]:
+def open_tensors(folder: AnyPath) -> dict[str, FileTensor | BucketTensor]:
     """All tensors of a folder by name.
 
     Raises:
       FolderError: no weights, a file of the index that is missing, or a damaged file; every fault
         is named.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     for stem in WEIGHT_NAMES:
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
@@ -72,7 +151,7 @@ def open_tensors(folder: str | pathlib.Path) -> dict[str, FileTensor]:
     raise FolderError(f"{folder} holds no {wanted} (nor its .index.json)")
 
 
-def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
+def _weight_map(index: epath.Path) -> Mapping[str, str]:
     values = read_config(index.parent, name=index.name).get("weight_map")
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
         raise FolderError(f"{index} has no weight_map of tensor to file")
@@ -80,23 +159,20 @@ def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
 
 
 def _open_files(
-    folder: pathlib.Path, files: Sequence[str], weight_map: Mapping[str, str] | None
-) -> dict[str, FileTensor]:
-    tensors: dict[str, FileTensor] = {}
+    folder: epath.Path, files: Sequence[str], weight_map: Mapping[str, str] | None
+) -> dict[str, FileTensor | BucketTensor]:
+    tensors: dict[str, FileTensor | BucketTensor] = {}
     faults = []
     for file in files:
         if pathlib.PurePath(file).name != file:
             faults.append(f"{file!r} in the index is no plain file name")
             continue
         try:
-            handle = safetensors.safe_open(folder / file, framework="np")
+            tensors |= _open_file(folder / file)
         except FileNotFoundError:
             faults.append(f"{folder / file} is missing")
-            continue
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
             faults.append(f"{folder / file} is damaged: {error}")
-            continue
-        tensors |= {name: FileTensor(handle, name) for name in handle.keys()}
     if weight_map:
         faults += [
             f"{folder / file} holds no {name}, though the index says so"
@@ -108,30 +184,38 @@ def _open_files(
     return tensors
 
 
-def weights_digest(folder: str | pathlib.Path) -> str:
+def _open_file(path: epath.Path) -> dict[str, FileTensor | BucketTensor]:
+    if is_remote(path):
+        file = BucketFile(path)
+        return {name: BucketTensor(file, name) for name in file.entries}
+    handle = safetensors.safe_open(path, framework="np")
+    return {name: FileTensor(handle, name) for name in handle.keys()}
+
+
+def weights_digest(folder: AnyPath) -> str:
     """SHA-256 over the folder's `config.json` and weight files, in hexadecimal.
 
     Raises:
       FolderError: the folder holds no weights.
     """
-    files = sorted(pathlib.Path(folder).glob("*.safetensors"))
+    files = sorted(as_path(folder).glob("*.safetensors"))
     if not files:
         raise FolderError(f"{folder} holds no safetensors file")
     digest = hashlib.sha256()
-    for path in (pathlib.Path(folder) / "config.json", *files):
+    for path in (as_path(folder) / "config.json", *files):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:
     """Writes settings, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    with written_whole(path) as file:
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def write_model(
-    folder: str | pathlib.Path,
+    folder: AnyPath,
     tensors: Mapping[str, np.ndarray],
     *,
     config: Mapping[str, Any],
@@ -145,8 +229,7 @@ def write_model(
       config: JSON-able.
       stem: file name without ending, one of `WEIGHT_NAMES`.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     write_json(folder / "config.json", config)
-    partial = folder / f"{stem}.partial"
-    save_file(dict(tensors), partial, metadata={"format": "pt"})
-    partial.replace(folder / f"{stem}.safetensors")
+    with written_whole(folder / f"{stem}.safetensors") as file:
+        save_file(dict(tensors), file, metadata={"format": "pt"})

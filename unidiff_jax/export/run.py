@@ -1,8 +1,5 @@
 """A training run as a folder in OneDiffusion's released layout."""
 
-import pathlib
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +8,20 @@ from ml_collections import ConfigDict
 from unidiff_jax.config import ConfigError
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig, merge
+from unidiff_jax.paths import AnyPath, as_path, copy_tree
 from unidiff_jax.sample.denoiser import SOFTCAP, Denoiser, NextDiTConfig
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.workdir import load_workdir_config, model_configs
 
 _OTHER_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+_INDEX = "model_index.json"
 
 
 def export_run(
-    workdir: str | pathlib.Path,
-    folder: str | pathlib.Path,
+    workdir: AnyPath,
+    folder: AnyPath,
     *,
-    base: str | pathlib.Path | None = None,
+    base: AnyPath | None = None,
     dtype: str = "float32",
     step: int | None = None,
 ) -> None:
@@ -46,16 +45,14 @@ def export_run(
     config = load_workdir_config(workdir)
     dit, _ = model_configs(config)
     check_exportable(config, dit)
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     target = folder / "transformer"
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another --out or remove it")
     if base is None and config.init.transformer:
-        parent = pathlib.Path(config.init.transformer).parent
-        base = parent if (parent / "model_index.json").is_file() else None
-    missing = (
-        [] if base is None else [p for p in _OTHER_PARTS if not (pathlib.Path(base) / p).is_dir()]
-    )
+        parent = as_path(config.init.transformer).parent
+        base = parent if (parent / _INDEX).is_file() else None
+    missing = [] if base is None else [p for p in _OTHER_PARTS if not (as_path(base) / p).is_dir()]
     if missing:
         raise FileNotFoundError(f"{base} holds no {', '.join(missing)}")
 
@@ -67,8 +64,8 @@ def export_run(
     Denoiser(released_config(config, dit), dit, params).save_pretrained(target)
     if base is not None:
         for part in _OTHER_PARTS:
-            shutil.copytree(pathlib.Path(base) / part, folder / part, dirs_exist_ok=True)
-        shutil.copy(pathlib.Path(base) / "model_index.json", folder)
+            copy_tree(as_path(base) / part, folder / part)
+        (as_path(base) / _INDEX).copy(folder / _INDEX, overwrite=True)
 
 
 def check_exportable(config: ConfigDict, dit: DiTConfig) -> None:

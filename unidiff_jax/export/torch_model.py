@@ -15,8 +15,6 @@ and c is evaluated at every token, as in the official code. Needs the extra `tor
 import this one, if at all, inside the function that needs it.
 """
 
-import pathlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,11 +22,12 @@ from jaxtyping import Bool, Complex, Float, Shaped
 from torch import Tensor, nn
 
 from unidiff_jax.export.files import open_tensors, read_config
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.sample.denoiser import SOFTCAP, NextDiTConfig
 
 
 def load_torch_denoiser(
-    folder: str | pathlib.Path, *, dtype: str = "float32", softcap: float | None = None
+    folder: AnyPath, *, dtype: str = "float32", softcap: float | None = None
 ) -> "NextDiT":
     """Loads a released or exported `transformer` folder.
 

@@ -9,7 +9,6 @@ transformer on a dense batch: one example a row, its frames as the only frames.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from unidiff_jax.export.mapping import dit_table, from_official, to_official
 from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.dit import DiT, DiTConfig
 from unidiff_jax.models.layers import Abstract, abstract
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.types import AnyArray, Batch, Kind, Noised, Params
 
 SOFTCAP = 30.0
@@ -103,7 +103,7 @@ class NextDiTConfig:
 
 
 def load_denoiser(
-    folder: str | pathlib.Path, *, dtype: str = "float32", mesh: Config | None = None
+    folder: AnyPath, *, dtype: str = "float32", mesh: Config | None = None
 ) -> "Denoiser":
     """Loads a released `transformer` folder.
 
@@ -171,7 +171,7 @@ class Denoiser:
         self.config, self.dit, self.params = config, dit, params
         self._values = dict(values or {"_class_name": "NextDiT"} | dataclasses.asdict(config))
 
-    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+    def save_pretrained(self, folder: AnyPath) -> None:
         """Writes a folder in the released layout, in the weights' own type."""
         params = jax.tree.map(np.asarray, self.params)
         write_model(folder, to_official(params, table=dit_table(self.dit)), config=self._values)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.t5 import T5Config, T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.text import END, PAD, Tokenizer
 from unidiff_jax.types import Params
 
@@ -52,7 +52,7 @@ class LoadedVAE:
 
     @classmethod
     def load(
-        cls, folder: str | pathlib.Path, *, dtype: str = "float32", mesh: Config | None = None
+        cls, folder: AnyPath, *, dtype: str = "float32", mesh: Config | None = None
     ) -> "LoadedVAE":
         """Reads a diffusers `vae` folder; raises as `OneDiffusionPipeline.from_pretrained`."""
         values = read_config(folder)
@@ -67,7 +67,7 @@ class LoadedVAE:
         )
         return cls(config, graphdef, jax.tree.map(jnp.asarray, params), values)
 
-    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+    def save_pretrained(self, folder: AnyPath) -> None:
         """Writes a diffusers folder."""
         params = jax.tree.map(np.asarray, self.params)
         write_model(folder, to_official(params, table=vae_table(params)), config=self.values)
@@ -168,9 +168,9 @@ class LoadedText:
     @classmethod
     def load(
         cls,
-        folder: str | pathlib.Path,
+        folder: AnyPath,
         *,
-        tokenizer: str | pathlib.Path,
+        tokenizer: AnyPath,
         dtype: str = "float32",
         round_to: str | None = None,
         mesh: Config | None = None,
@@ -200,7 +200,7 @@ class LoadedText:
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
         return cls(Tokenizer(tokenizer), config, graphdef, params, values)
 
-    def save_pretrained(self, folder: str | pathlib.Path, *, tokenizer: str | pathlib.Path) -> None:
+    def save_pretrained(self, folder: AnyPath, *, tokenizer: AnyPath) -> None:
         """Writes a transformers folder and the tokenizer's beside it."""
         params = jax.tree.map(np.asarray, self.params)
         tensors = to_official(params, table=t5_table(self.config))

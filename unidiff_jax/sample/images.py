@@ -2,15 +2,15 @@
 
 import io
 import os
-import pathlib
 import struct
 import zlib
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unidiff_jax.frames import CODECS
+from unidiff_jax.paths import as_path
 
 MAX_SIDE = 16384
 MAX_PIXELS = 2**26
@@ -78,10 +78,11 @@ def open_picture(source: Any) -> Image.Image:
         raise InputError(
             f"a picture is a path, a PIL image or an array, got {type(source).__name__}"
         )
-    path = pathlib.Path(source)
+    path = as_path(source)
     if not path.is_file():
         raise InputError(f"no such picture: {path}")
-    return _decode(path, str(path))
+    with path.open("rb") as file:
+        return _decode(file, str(path))
 
 
 def decode_picture(data: bytes, *, name: str = "the picture") -> Image.Image:
@@ -97,7 +98,7 @@ def decode_picture(data: bytes, *, name: str = "the picture") -> Image.Image:
     return _decode(io.BytesIO(data), name)
 
 
-def _decode(file: pathlib.Path | BinaryIO, name: str) -> Image.Image:
+def _decode(file: IO[Any], name: str) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             _check_size(*picture.size, name)

@@ -23,7 +23,6 @@ prompts, several pictures a prompt and cameras that are all unknown crash in the
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from unidiff_jax.config import Config, ConfigError
 from unidiff_jax.export.files import read_config, write_json
 from unidiff_jax.flow import shift_sigma
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.denoiser import (
     Denoiser,
@@ -135,7 +135,7 @@ class OneDiffusionPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | pathlib.Path,
+        folder: AnyPath,
         *,
         dtype: str = "float32",
         official_quirks: bool = True,
@@ -152,7 +152,7 @@ class OneDiffusionPipeline:
         Raises:
           FolderError, MappingError, ConfigError: a part that cannot be loaded, and why.
         """
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         schedule = read_config(folder / "scheduler", name="scheduler_config.json")
         return cls(
             denoiser=load_denoiser(folder / "transformer", dtype=dtype, mesh=mesh),
@@ -168,9 +168,9 @@ class OneDiffusionPipeline:
             official_quirks=official_quirks,
         )
 
-    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+    def save_pretrained(self, folder: AnyPath) -> None:
         """Writes all parts in the released layout; the official code and this one load it."""
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         self.denoiser.save_pretrained(folder / "transformer")
         self.vae.save_pretrained(folder / "vae")
         self.text.save_pretrained(folder / "text_encoder", tokenizer=folder / "tokenizer")

@@ -6,7 +6,6 @@ result["depth"].save("depth.png")
 """
 
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
 from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
 from unidiff_jax.mesh import batch_sharding, make_mesh, parameter_shardings
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample import guidance as cfg
 from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
@@ -114,7 +114,7 @@ class Pipeline:
     @classmethod
     def from_workdir(
         cls,
-        workdir: str | pathlib.Path,
+        workdir: AnyPath,
         *,
         step: int | None = None,
         config: ConfigDict | None = None,
@@ -129,7 +129,7 @@ class Pipeline:
         Raises:
           FileNotFoundError: no run or no such checkpoint in the folder.
         """
-        workdir = pathlib.Path(workdir)
+        workdir = as_path(workdir)
         config = config or load_workdir_config(workdir)
         mesh = make_mesh(config.mesh.axes)
         model = model_parts(config)

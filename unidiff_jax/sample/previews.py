@@ -1,7 +1,6 @@
 """Pictures as training goes on: fixed held-out items of each task, from the averaged weights."""
 
-import pathlib
-
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -9,6 +8,7 @@ from PIL import Image
 
 from data_pipelines.build import heldout_items
 from unidiff_jax.evals.pictures import grid
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.images import to_picture
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.text import Tokenizer
@@ -26,13 +26,13 @@ class Previews:
         model: ModelParts,
         tokenizer: Tokenizer,
         mesh: Mesh,
-        workdir: pathlib.Path,
+        workdir: AnyPath,
         items_per_task: int = 2,
     ):
         """Picks the items; writes grids to `workdir/samples`."""
         self._pipeline = Pipeline(config, model=model, params={}, tokenizer=tokenizer, mesh=mesh)
         self._size = config.image_size
-        self._folder = workdir / "samples"
+        self._folder = as_path(workdir) / "samples"
         self._items = [
             (
                 mix.task,
@@ -63,8 +63,9 @@ class Previews:
             rows.append([*(given or [None])[:1], *generated])
             captions.append(f"{task.name}: {task.prompt.format_map(item)}")
         sheet = grid(rows, columns=("given", "made", "true"), captions=captions, cell=128)
-        self._folder.mkdir(exist_ok=True)
-        sheet.save(self._folder / f"step_{step:08d}.png")
+        if jax.process_index() == 0:
+            with written_whole(self._folder / f"step_{step:08d}.png") as file:
+                sheet.save(file)
         return sheet
 
     def _picture(self, rgb: np.ndarray, codec: str) -> np.ndarray:

@@ -4,20 +4,21 @@ One checkpoint holds `params`, `ema` and `rest` (step, optimizer, key) as separa
 sampling reads the average alone, and the loader's state and the clock as JSON beside them. Frozen
 parameters are in none. Orbax
 writes under a temporary name and renames, so that a killed save leaves the older checkpoints as
-they are.
+they are. A bucket has no rename: there a checkpoint counts once its last object, `commit_success`,
+is written.
 """
 
 import contextlib
 import dataclasses
 import errno
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.train.state import TrainState
 from unidiff_jax.types import Params
 
@@ -33,14 +34,14 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, folder: str | pathlib.Path, *, keep: int = 3):
+    def __init__(self, folder: AnyPath, *, keep: int = 3):
         """Opens the folder.
 
         Args:
           folder: the workdir's `checkpoints`; made when absent.
           keep: newest checkpoints to keep.
         """
-        path = pathlib.Path(folder).absolute()
+        path = as_path(folder) if is_remote(folder) else as_path(folder).absolute()
         self._folder = str(path)
         self._checkpointer = ocp.training.Checkpointer(
             path,

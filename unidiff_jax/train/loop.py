@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 import time
 
 import jax
@@ -17,6 +16,7 @@ from data_pipelines.loader import gather_state, to_devices
 from unidiff_jax import flow
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.initial import check_released, load_released
@@ -49,12 +49,12 @@ def check_rows(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     """Trains to `config.train.num_steps`, continuing what the workdir holds.
 
     Args:
       config: see `configs/quickstart.py`.
-      workdir: made when absent.
+      workdir: made when absent; local or `gs://bucket/...`.
 
     Returns:
       The final state.
@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     Raises:
       ConfigError: the config cannot work, or the workdir holds another one.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     num_steps = config.train.num_steps
 
     # ------------------------------------------------------------------------------------- config
@@ -186,6 +186,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
 
             if step % config.train.save_every == 0 or step == num_steps:
                 clock["train_seconds"] = time.monotonic() - started
+                writer.flush()  # a run that goes on from this checkpoint has the rows up to it
                 # before next(): the saved stream continues with the batch that comes next
                 checkpoints.save(
                     state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
@@ -193,6 +194,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
-        writer.close()
-        checkpoints.close()
+        try:
+            checkpoints.close()
+        finally:
+            writer.close()
     return state

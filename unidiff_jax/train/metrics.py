@@ -2,52 +2,113 @@
 
 import json
 import pathlib
+import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
+from absl import logging
+from etils import epath
 from PIL import Image
 
+from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.step import NUM_BINS, LossTable
 
+ROWS, BOARD = "metrics.jsonl", "tensorboard"
+"""The log's names in a workdir."""
+
+UPLOAD_SECONDS = 120.0
+"""A bucket's copy of the log is brought up to date this often, beside at every checkpoint."""
+
 
 class MetricWriter:
-    """Writes scalars and pictures; on resume, rows after the restored step are dropped first."""
+    """Writes scalars and pictures; on resume, rows after the restored step are dropped first.
 
-    def __init__(self, workdir: str | pathlib.Path, *, first_step: int):
+    A bucket has no append. There the log is written locally and uploaded by `flush`: the rows as
+    one object that is replaced, TensorBoard's events as a further file each time. Of several
+    processes the first one writes.
+    """
+
+    def __init__(self, workdir: AnyPath, *, first_step: int):
         """Opens the workdir's log for steps after `first_step`."""
-        workdir = pathlib.Path(workdir)
-        path = workdir / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        self._workdir = as_path(workdir)
+        self._stage = tempfile.TemporaryDirectory() if is_remote(self._workdir) else None
+        self._folder = pathlib.Path(self._stage.name if self._stage else workdir)
+        path = self._workdir / ROWS
         rows = read_metrics(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= first_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step
-        )
+        (self._folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (self._folder / ROWS).open("a", buffering=1)
+        self._first_step, self._num_boards = first_step, 0
+        self._board = self._open_board(purge_step=first_step)
+        self._uploaded = time.monotonic()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row."""
+        if not self._writes:
+            return
         row = {"step": step} | {key: float(value) for key, value in values.items()}
         self._file.write(json.dumps(row) + "\n")
         for key, value in values.items():
             self._board.add_scalar(key, float(value), step)
+        if self._stage is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            try:
+                self.flush()
+            except Exception as error:  # of any of the client's layers; the next upload has it all
+                logging.warning("the log could not be uploaded: %s", error)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Shows a picture in TensorBoard."""
-        self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if self._writes:
+            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Brings a bucket's copy up to date, or raises; a local log always is."""
+        if not self._writes or self._stage is None:
+            return
+        self._board.close()
+        try:
+            self._upload()
+        finally:
+            self._board = self._open_board()
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
+        if self._stage is not None:
+            self._upload()
+            self._stage.cleanup()
+
+    def _open_board(self, *, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
+        self._num_boards += 1
+        return tensorboardX.SummaryWriter(
+            str(self._folder / BOARD),
+            purge_step=purge_step,
+            # a file's name has the time in whole seconds: two uploads in one must not collide
+            filename_suffix=f".{self._first_step}-{self._num_boards}" if self._stage else "",
+        )
+
+    def _upload(self) -> None:
+        self._uploaded = time.monotonic()
+        epath.Path(self._folder / ROWS).copy(self._workdir / ROWS, overwrite=True)
+        for file in sorted((self._folder / BOARD).iterdir()):
+            epath.Path(file).copy(self._workdir / BOARD / file.name, overwrite=True)
+            file.unlink()
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; a last line cut by a crash is left out."""
     rows = []
-    for line in pathlib.Path(path).read_text().splitlines():
+    for line in as_path(path).read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

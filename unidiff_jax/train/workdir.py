@@ -1,7 +1,6 @@
 """A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, report/."""
 
 import json
-import pathlib
 
 from ml_collections import ConfigDict
 
@@ -9,6 +8,7 @@ from unidiff_jax.config import ConfigError, differences, to_json
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
 
@@ -50,18 +50,16 @@ FREE_KEYS = (
 )
 
 
-def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
     """Writes the config into a new workdir, or checks that an old one holds the same.
 
     Raises:
       ConfigError: the workdir holds another config; names the keys that differ.
     """
-    path = workdir / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(to_json(config) + "\n")
-        partial.replace(path)
+        with written_whole(path) as file:
+            file.write_text(to_json(config) + "\n")
         return
     found = differences(load_workdir_config(workdir), config)
     changed = {k: v for k, v in found.items() if not k.startswith(FREE_KEYS)}
@@ -73,9 +71,9 @@ def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
-def load_workdir_config(workdir: str | pathlib.Path) -> ConfigDict:
+def load_workdir_config(workdir: AnyPath) -> ConfigDict:
     """The config of a run; raises FileNotFoundError where there is none."""
-    path = pathlib.Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no training run (no config.json)")
     return ConfigDict(json.loads(path.read_text()))

@@ -27,14 +27,18 @@ ADAPTERS = ("train.trainable=.*/lora_[ab]", "lora.rank=2")
 def folder(miniworld, tmp_path_factory):
     """A transformer in the released layout, of the tiny run's sizes."""
     folder = tmp_path_factory.mktemp("released") / "transformer"
-    config = tiny_run.config(miniworld, *LAYOUT)
+    write_transformer(folder, tiny_run.config(miniworld, *LAYOUT))
+    return folder
+
+
+def write_transformer(folder, config):
+    """A released transformer of a config's sizes."""
     dit, _ = model_configs(config)
     official = released_config(config, dit)
     plain = official.dit(softcap=0.0, dtype="float32", remat="none")
     params = nnx.to_pure_dict(nnx.split(DiT(plain, rngs=nnx.Rngs(7)))[1])
     params = jax.tree.map(lambda x: x + 0.01, params)
     Denoiser(official, plain, params).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

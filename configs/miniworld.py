@@ -8,11 +8,11 @@ two of one frame.
 
 Pictures from words alone need the most. In a first run of 14,000 steps they had a quarter of the
 examples, and all tasks the quick start's high noise levels (logit-normal of mean 2). After 7,000
-steps adding, removing and moving were far above their floors (gains of .28, .56 and .48), and text to
-image below its own (binding .31, floor .37): its shapes stayed blurred, since a shape is settled at
-levels that were hardly drawn. 500 further steps of text to image alone at mean .5 gave .33, and .36
-with 20 steps of sampling in place of 8, which cost edits .01. So now it has more than half of the
-examples, mean 1 (`shift`), and 16 steps.
+steps adding, removing and moving were far above their floors (gains of .28, .56 and .48), and text
+to image below its own (binding .31, floor .37): its shapes stayed blurred, since a shape is settled
+at levels that were hardly drawn. 500 further steps of text to image alone at mean .5 gave .33, and
+.36 with 20 steps of sampling in place of 8, which cost edits .01. So now it has more than half of
+the examples, mean 1 (`shift`), and 16 steps.
 """
 
 from ml_collections import ConfigDict

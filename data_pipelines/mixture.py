@@ -18,7 +18,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, PLANS, Example, make_example
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import TASKS, Task
-from unidiff_jax.text import END, Tokenizer
+from unidiff_jax.text import END, Encoded, Tokenizer
 
 Item = Mapping[str, Any]
 """Fields of one training item: arrays for frames, strings for the prompt. An item that was encoded
@@ -77,17 +77,17 @@ class ExampleMaker:
     caption_dropout: float = 0.0
     shift: float = 1.0
 
-    def prompt_ids(self, prompt: str, *, cut: bool = False) -> list[int]:
-        """Ids of a prompt; one longer than `max_text` is cut or raises ValueError."""
-        ids = self.tokenizer.encode(prompt)
+    def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
+        """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
+        ids, names = self.tokenizer.encode_named(prompt)
         if len(ids) > self.max_text and cut:
-            return [*ids[: self.max_text - 1], END]
+            ids, names = [*ids[: self.max_text - 1], END], [*names[: self.max_text - 1], 0]
         if len(ids) > self.max_text:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: "
                 f"{textwrap.shorten(prompt, 60)!r}"
             )
-        return ids
+        return Encoded(ids, names)
 
     def example(
         self,
@@ -117,11 +117,13 @@ class ExampleMaker:
                 self.autoencoder.encode(CODECS[f.codec].draw(item[f.field])) for f in task.frames
             ]
         prompt = task.prompt.format_map(item) if prompt is None else prompt
+        text = self.encode_prompt(prompt, cut=cut)
         return make_example(
             task,
             latents=latents,
             stds=stds,
-            text_ids=self.prompt_ids(prompt, cut=cut),
+            text_ids=text.ids,
+            text_names=text.names,
             example_id=example_id,
             patch=self.patch,
             plan=plan,

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
-from unidiff_jax.types import Batch
+from unidiff_jax.text import MAX_NAMES
+from unidiff_jax.types import Batch, Role
 
 
 class Product(NamedTuple):
@@ -94,9 +95,21 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool) -> Iterable[Produc
     yield Product("out_scale", b * u * m * d)
     yield Product("out_scale.spread", b * t * u * d, operands=1)
     yield Product("out", b * t * d * p)
+    if c.fusion == "joint":
+        yield Product("text_in", b * s * e * d, operands=1 + int(trained_text))
+        yield Product("role_embed", b * u * (len(Role) - 1) * d, operands=1)
+        yield Product("name_embed", b * (u + s) * 2 * MAX_NAMES * d, operands=1)
+        yield Product("frames.spread", b * t * u * d, operands=1)
     # once a block
     yield Product("modulation", b * u * m * 4 * d, count=layers)
     yield Product("modulation.spread", b * t * u * 4 * d, operands=1, count=layers)
+    if c.fusion == "joint":
+        yield Product("modulation.text", b * g * m * 4 * d, count=layers)
+        yield Product("modulation.text_spread", b * s * g * 4 * d, operands=1, count=layers)
+        yield Product("attention.projections", b * (t + s) * d * (2 * d + 2 * kv), count=layers)
+        yield Product("attention", 2 * b * (t + s) ** 2 * d, count=layers)
+        yield Product("ffn", 3 * b * (t + s) * d * c.ffn_dim, count=layers)
+        return
     yield Product("attention.projections", b * t * d * (2 * d + 2 * kv), count=layers)
     yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
     yield Product("attention.image", 2 * b * t * t * d, count=layers)

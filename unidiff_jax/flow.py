@@ -48,6 +48,8 @@ class FlowConfig:
         the second bound, because at sigma = 1 it says nothing of the data.
       time_sampler: `uniform`, or `logit_normal`: sigmoid(mean + std * N(0, 1)) (SD3 section 3.1).
       time_mean, time_std: parameters of the logit-normal.
+      timed_conditions: whether given frames carry the embedding of noise level 0, as OneDiffusion's
+        do, or none, as UniReal's.
     """
 
     prediction: str = "v"
@@ -56,6 +58,7 @@ class FlowConfig:
     time_sampler: str = "logit_normal"
     time_mean: float = 0.0
     time_std: float = 1.0
+    timed_conditions: bool = True
 
     def __post_init__(self):
         for key, value, choices in (
@@ -125,15 +128,30 @@ def draw_sigma(key: jax.Array, batch: Batch, config: FlowConfig) -> Float[Array,
 # --------------------------------------------------------------------------------------------- path
 
 
-def add_noise(batch: Batch, *, noise: Float[Array, "b t p"], sigma: Float[Array, "b f"]) -> Noised:
+def add_noise(
+    batch: Batch,
+    *,
+    noise: Float[Array, "b t p"],
+    sigma: Float[Array, "b f"],
+    config: FlowConfig,
+) -> Noised:
     """Equation (1) with one level a frame."""
     level = take_rows(sigma, batch.frame)[..., None]
-    return Noised(
-        tokens=level * noise + (1.0 - level) * batch.tokens,
-        sigma=sigma,
-        timed=jnp.ones(sigma.shape, bool),
-        sigma_index=batch.frame,
+    return at_levels(
+        batch, tokens=level * noise + (1.0 - level) * batch.tokens, sigma=sigma, config=config
     )
+
+
+def at_levels(
+    batch: Batch,
+    *,
+    tokens: Float[Array, "b t p"],
+    sigma: Float[Array, "b f"],
+    config: FlowConfig,
+) -> Noised:
+    """Noisy tokens with their level a frame, and which frames know theirs."""
+    timed = jnp.ones(sigma.shape, bool) if config.timed_conditions else batch.given == 0
+    return Noised(tokens=tokens, sigma=sigma, timed=timed, sigma_index=batch.frame)
 
 
 def to_data(output, noisy, sigma, config: FlowConfig):

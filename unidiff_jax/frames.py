@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unidiff_jax.tasks import Task
+from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import AnyArray, Batch
 
 MAX_PATCHES = 1024
@@ -96,6 +97,7 @@ Example = dict[str, np.ndarray]
     frame_shift  (f,)   float32
     segment_table (1, 2) int32     example id, task id
     text_ids     (s,)   int32
+    text_name    (s,)   int32      name that the word says (`frame_names`)
 """
 
 PLANS = ("clean", "independent", "shared")
@@ -111,6 +113,7 @@ def make_example(
     text_ids: Sequence[int],
     example_id: int,
     patch: int,
+    text_names: Sequence[int] | None = None,
     plan: str = "clean",
     shift: float = 1.0,
     stds: Sequence[np.ndarray] | None = None,
@@ -121,6 +124,7 @@ def make_example(
       task: the task.
       latents: one (h, w, c) array a frame, in the task's order.
       text_ids: tokens of the prompt; at least one (a dropped caption is the end-of-text token).
+      text_names: the frame name that each of them says; None for no names.
       example_id: stable identity in [1, 2**31).
       patch: latent pixels a patch side.
       plan: one of `PLANS`.
@@ -136,6 +140,7 @@ def make_example(
         raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
     if not len(text_ids):
         raise ValueError("an example needs at least one text token")
+    names = frame_names(task, len(latents))
     tokens, index, mask, table = [], [], [], []
     for number, (spec, latent) in enumerate(zip(task.sequence(len(latents)), latents, strict=True)):
         generated = spec.field in task.generate and number < len(task.frames)
@@ -154,7 +159,7 @@ def make_example(
         index.append(np.stack([frame, frame, y, x], axis=1))
         mask.append(np.full(len(patches), not given, np.float32))
         group = 0 if plan == "shared" or (plan == "clean" and generated) else number + 1
-        table.append((spec.kind, spec.role, 0, given, group))
+        table.append((spec.kind, spec.role, names[number], given, group))
     means = np.concatenate(tokens).astype(np.float32, copy=False)
     if stds is None:
         deviations = np.zeros((len(means), 0), np.float32)
@@ -169,7 +174,21 @@ def make_example(
         "frame_shift": np.full(len(table), shift, np.float32),
         "segment_table": np.asarray([[example_id, task.id]], np.int32),
         "text_ids": np.asarray(text_ids, np.int32),
+        "text_name": np.asarray(text_names or [0] * len(text_ids), np.int32),
     }
+
+
+def frame_names(task: Task, count: int) -> list[int]:
+    """What prompts call the frames, in order: n for IMGn, the n-th given one; MAX_NAMES + n for
+    RESn, the n-th generated one; 0 beyond `MAX_NAMES` (UniReal section 3.1).
+    """
+    names, numbers = [], {True: 0, False: 0}
+    for position, spec in enumerate(task.sequence(count)):
+        generated = spec.field in task.generate and position < len(task.frames)
+        numbers[generated] += 1
+        number = numbers[generated]
+        names.append(0 if number > MAX_NAMES else number + MAX_NAMES * generated)
+    return names
 
 
 class RowSize(NamedTuple):
@@ -191,6 +210,7 @@ class RowSize(NamedTuple):
             "frame_shift": self.frames - 1,
             "segment_table": self.segments - 1,
             "text_ids": self.text,
+            "text_name": self.text,
         }
 
 
@@ -229,6 +249,7 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         example_id=_pad_front(packed["segment_table"][:, 0]),
         task=_pad_front(packed["segment_table"][:, 1]),
         text_ids=packed["text_ids"],
+        text_name=packed["text_name"],
         text_segment=text_segment.astype(np.int32),
         text_position=np.where(text_segment, position, 0).astype(np.int32),
         **columns,

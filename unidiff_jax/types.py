@@ -66,7 +66,8 @@ class Batch:
       segment: each frame's row of the segment table.
       kind: `Kind` of each frame.
       role: `Role` of each frame.
-      name: which IMGn or RESn the prompt calls the frame (0: none).
+      name: what the prompt calls the frame (`frames.frame_names`): n for IMGn, MAX_NAMES + n for
+        RESn, 0 for none.
       given: 1 where the frame is a clean condition and not generated.
       time_group: frames of an example that hold the same number share one noise level.
       shift: resolution shift of the frame's noise level (1: none).
@@ -77,6 +78,7 @@ class Batch:
       text_states: encoder states computed before.
       text_segment: each text token's row of the segment table.
       text_position: position inside the example's text.
+      text_name: the frame name that the word says, as in `name`; for `fusion="joint"`.
       token_std: standard deviations of the posteriors whose means `tokens` holds; the step draws
         the latents (`flow.draw_latents`).
     """
@@ -101,6 +103,8 @@ class Batch:
     text_position: Int[Array, "b s"]
     text_ids: Int[Array, "b s"] | None = None
     text_states: Float[Array, "b s e"] | None = None
+
+    text_name: Int[Array, "b s"] | None = None
 
     token_std: Float[Array, "b t p"] | None = None
 

@@ -45,7 +45,8 @@ def make(tokenizer):
 def stream(maker, *, count=10, seed=0, shard=0, num_shards=1, tasks=None, without=()):
     mixes = parse_mixture(tasks or {"text_to_image": {"weight": 1.0}})
     source = Numbers(count, without=without)
-    return mix_examples(source, mixes, maker, seed=seed, shard=shard, num_shards=num_shards)
+    sources = dict.fromkeys((mix.task.name for mix in mixes), source)
+    return mix_examples(sources, mixes, maker, seed=seed, shard=shard, num_shards=num_shards)
 
 
 def record_of(example):
@@ -230,7 +231,8 @@ def test_a_layout_boxes_every_visible_object(source):
 
 def test_every_task_makes_an_example(source, make):
     maker = make(patch=4)
-    for task in TASKS.values():
+    for name in items.TASK_NAMES:
+        task = TASKS[name]
         _, item = next(found(source, task.name))
         example = maker.example(task, item, example_id=1)
         assert len(example["tokens"]) == 16 * len(task.frames)

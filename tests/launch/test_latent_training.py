@@ -132,7 +132,10 @@ def test_all_tasks_train_together_from_scratch(config, tmp_path):
     ("change", "message"),
     [
         ("data.row.tokens=16", "data.row.tokens=16 does not hold every example of task 'edit'"),
-        ("data.num_shards=64", "records for data.num_shards=64; for example"),
+        (
+            "data.tasks.edit.weight=0",
+            "data.tasks names no task with a positive weight",
+        ),
         ("autoencoder.latent_channels=4", "autoencoder.latent_channels=4"),
         ("autoencoder.folder=/nowhere", "no folder of a released model"),
         ("data.folder=/nowhere", "manifest.json is missing; encode it with"),

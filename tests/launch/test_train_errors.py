@@ -49,7 +49,7 @@ def fault(config, workdir):
         ("image_size=36", "image_size=36 must be a multiple of autoencoder.downscale * patch = 8"),
         (
             "data.row.tokens=31",
-            "data.row.tokens=31 holds no example of task 'depth'; at least --set",
+            "data.row.tokens=31 does not hold every example of task 'depth'; at least --set",
         ),
         ("data.row.frames=2", "at least --set data.row.frames=3"),
         ("data.row.text=63", "at least --set data.row.text=64"),

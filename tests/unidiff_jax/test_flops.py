@@ -112,6 +112,16 @@ def test_equals_the_products_of_the_traced_program(scan):
     assert train_flops(dit, text, batch) == both
 
 
+def test_joint_fusion_counts_both_streams():
+    dit, text = configs(scan=True)
+    dit = dataclasses.replace(dit, fusion="joint")
+    batch = batch_shapes()
+    batch = dataclasses.replace(batch, text_name=batch.text_position)
+    forward, both = traced(dit, text, batch)
+    assert forward_flops(dit, text, batch) == forward
+    assert train_flops(dit, text, batch) == both
+
+
 def test_given_text_states_leave_the_encoder_out():
     dit, text = configs(scan=False)
     batch = batch_shapes()

@@ -51,7 +51,7 @@ def scored(*, output, sigma, config):
     batch = tiny.on_device(tiny.packed([tiny.example(1, plan="independent")]))
     noise = flow.draw_noise(KEY, batch)
     table = jnp.zeros(batch.segment.shape).at[:, 1:3].set(jnp.asarray(sigma))
-    noised = flow.add_noise(batch, noise=noise, sigma=table)
+    noised = flow.add_noise(batch, noise=noise, sigma=table, config=config)
     loss = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
     return batch, noise, noised, loss
 
@@ -92,7 +92,7 @@ def test_path_is_linear_and_clean_frames_stay_clean():
     batch = tiny.on_device(tiny.packed(tiny.mixed_examples()))
     noise = flow.draw_noise(KEY, batch)
     sigma = flow.draw_sigma(KEY, batch, FlowConfig())
-    noised = flow.add_noise(batch, noise=noise, sigma=sigma)
+    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=FlowConfig())
     level = np.asarray(noised.token_sigma)[..., None]
     expected = level * np.asarray(noise) + (1 - level) * np.asarray(batch.tokens)
     np.testing.assert_allclose(noised.tokens, expected, atol=1e-6)
@@ -101,6 +101,15 @@ def test_path_is_linear_and_clean_frames_stay_clean():
     np.testing.assert_array_equal(noised.tokens[given_tokens], batch.tokens[given_tokens])
     np.testing.assert_array_equal(np.asarray(sigma)[np.asarray(batch.given) == 1], 0)
     assert isinstance(noised, Noised) and noised.timed.all()
+
+
+def test_conditions_may_go_without_their_level():
+    batch = tiny.on_device(tiny.packed(tiny.mixed_examples()))
+    noise, sigma = flow.draw_noise(KEY, batch), flow.draw_sigma(KEY, batch, FlowConfig())
+    config = FlowConfig(timed_conditions=False)
+    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
+    np.testing.assert_array_equal(noised.timed, batch.given == 0)
+    assert not noised.timed.all()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +170,7 @@ def draws(batch, key=KEY):
     batch = tiny.on_device(batch)
     noise = flow.draw_noise(key, batch)
     sigma = flow.draw_sigma(key, batch, FlowConfig())
-    noised = flow.add_noise(batch, noise=noise, sigma=sigma)
+    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=FlowConfig())
     both = np.concatenate([noise, noised.token_sigma[..., None]], axis=-1)
     return tiny.by_token(batch, both)
 

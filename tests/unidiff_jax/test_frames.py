@@ -22,6 +22,7 @@ from unidiff_jax.frames import (
     unpatchify,
 )
 from unidiff_jax.tasks import TASKS, get_task
+from unidiff_jax.text import MAX_NAMES
 
 SIZE = RowSize(tokens=24, frames=8, segments=5, text=12)
 
@@ -89,7 +90,8 @@ def test_noise_plans(plan, given, groups, scored):
     kind, role, name, is_given, group = example["frame_table"].T
     assert list(is_given) == given
     assert list(group) == groups
-    assert list(kind) == [1, 1] and list(role) == [0, 3] and list(name) == [0, 0]
+    assert list(kind) == [1, 1] and list(role) == [0, 3]
+    assert list(name) == [1, MAX_NAMES + 1]  # IMG1, RES1
     np.testing.assert_array_equal(example["loss_mask"], np.repeat(scored, 6))
     np.testing.assert_array_equal(example["frame_shift"], [2, 2])
     np.testing.assert_array_equal(example["segment_table"], [[7, TASKS["depth"].id]])

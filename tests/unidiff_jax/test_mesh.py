@@ -82,7 +82,7 @@ def test_the_suggested_mesh_works():
 
 
 def test_unknown_preset():
-    with pytest.raises(ConfigError, match=r"unknown mesh preset 'fast'.*fsdp, data, fsdp_tensor2"):
+    with pytest.raises(ConfigError, match=r"mesh preset 'fast'.*fsdp, data, tensor, fsdp_tensor2"):
         get_mesh("fast")
 
 

@@ -10,8 +10,15 @@ c is the embedding of a frame's noise level plus the pooled text of its example.
 noise table (b, u), and only its four products are spread to tokens: evaluating the modulation at
 every token would cost a quarter to a third of a block's matmul work for equal values.
 
-Attention is full inside an example and never leaves it. Text enters by a second attention with the
-same rotated queries, its own keys and values, and a gate per head (`fusion="cross"`).
+Attention is full inside an example and never leaves it. Text enters in one of two ways (`fusion`):
+
+- `cross` (OneDiffusion): a second attention with the same rotated queries, its own keys and values,
+  and a gate per head.
+- `joint` (UniReal, arXiv:2412.07774, section 3.1): text tokens go through the blocks beside the
+  image tokens, with the same weights, and all attend to all. Their modulation knows the pooled text
+  and no noise level, and no rotation marks their place. Frames carry learned embeddings of their
+  role and of the name (IMG1, RES1, ...) by which the prompt calls them, and the name's embedding is
+  added to its word too. The two streams are separate arrays; only their keys and values meet.
 """
 
 import dataclasses
@@ -33,9 +40,10 @@ from unidiff_jax.models.layers import (
 )
 from unidiff_jax.models.rope import rotate, rotation_angles
 from unidiff_jax.ops.attention import attention
-from unidiff_jax.types import Batch, Noised
+from unidiff_jax.text import MAX_NAMES
+from unidiff_jax.types import Batch, Noised, Role
 
-FUSIONS = ("cross",)
+FUSIONS = ("cross", "joint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +67,9 @@ class DiTConfig:
         released theta turns most pairs of a head by less than a tenth over 8 places: a small grid
         wants a base of 10 to 100.
       fusion: how text enters, one of `FUSIONS`.
-      text_gate_init: start of the text gates. 0 as released; a small model learns to read sooner
-      from 1. scan_layers: see `layers.apply_layers`.
+      text_gate_init: start of the text gates of `cross`. 0 as released; a small model learns to
+        read sooner from 1.
+      scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
     """
@@ -136,7 +145,14 @@ class DiT(nnx.Module):
         self.text_embed = Linear(
             c.text_dim, c.condition_dim, axes=("text", "condition"), bias=True, rngs=rngs
         )
-        self.blocks = stack_layers(lambda r: Block(c, rngs=r), num=c.depth, rngs=rngs)
+        block = JointBlock if c.fusion == "joint" else Block
+        self.blocks = stack_layers(lambda r: block(c, rngs=r), num=c.depth, rngs=rngs)
+        if c.fusion == "joint":
+            self.text_in = Linear(
+                c.text_dim, c.hidden_dim, axes=("text", "embed"), bias=True, rngs=rngs
+            )
+            self.role_embed = Embedding(len(Role), c.hidden_dim, rngs=rngs)
+            self.name_embed = Embedding(2 * MAX_NAMES + 1, c.hidden_dim, rngs=rngs)
         self.out_scale = Linear(
             c.condition_dim, c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
         )
@@ -156,27 +172,26 @@ class DiT(nnx.Module):
         table_segment = segment if per_token else batch.segment
         pooled = pool_text(text, batch.text_segment, num_segments=batch.task.shape[1])
         pooled = self.text_embed(self.text_norm(pooled))
-        condition = spread(pooled, table_segment)
         time = self.sigma_embed(noised.sigma).astype(dtype)
-        condition = jax.nn.silu(condition + jnp.where(noised.timed[..., None], time, 0))
+        condition = spread(pooled, table_segment) + jnp.where(noised.timed[..., None], time, 0)
+        condition = jax.nn.silu(condition)
 
         x = self.patch_embed(noised.tokens.astype(dtype))
         angles = rotation_angles(
             batch.position, head_dim=c.head_dim, theta=c.rope_theta, scale=c.rope_scale
         )
         index = None if per_token else noised.sigma_index
-        x = apply_layers(
-            self.blocks,
-            x,
-            condition,
-            index,
-            text,
-            angles,
-            segment,
-            batch.text_segment,
-            scan=c.scan_layers,
-            remat=c.remat,
-        )
+        context = (condition, index, angles, segment, batch.text_segment)
+        layers = {"scan": c.scan_layers, "remat": c.remat}
+        if c.fusion == "cross":
+            x = apply_layers(self.blocks, x, *context, text, **layers)
+        else:
+            frames = self.role_embed(batch.role) + self.name_embed(batch.name)
+            x = x + spread(frames.astype(dtype), batch.frame)
+            y = self.text_in(text)
+            if batch.text_name is not None:
+                y = y + self.name_embed(batch.text_name).astype(dtype)
+            x, _ = apply_layers(self.blocks, (x, y), *context, jax.nn.silu(pooled), **layers)
 
         scale = to_tokens(self.out_scale(condition), index)
         x = standardize(x, eps=1e-6).astype(dtype) * (1 + scale)
@@ -199,7 +214,7 @@ class Block(nnx.Module):
         self.ffn_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
         self.ffn = FeedForward(c, rngs=rngs)
 
-    def __call__(self, x, condition, index, text, angles, segment, text_segment):
+    def __call__(self, x, condition, index, angles, segment, text_segment, text):
         modulation = to_tokens(self.modulation(condition), index)
         scale1, gate1, scale2, gate2 = jnp.split(modulation, 4, axis=-1)
         y = self.attention(
@@ -212,6 +227,98 @@ class Block(nnx.Module):
         x = x + jnp.tanh(gate1) * self.attention_out_norm(y)
         y = self.ffn(self.ffn_norm(x) * (1 + scale2))
         return x + jnp.tanh(gate2) * self.ffn_out_norm(y)
+
+
+class JointBlock(nnx.Module):
+    """`Block` over image and text tokens with the same weights; both go in and come out."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.modulation = Linear(
+            c.condition_dim, 4 * c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
+        )
+        self.attention_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
+        self.attention_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
+        self.attention = JointAttention(c, rngs=rngs)
+        self.ffn_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
+        self.ffn_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
+        self.ffn = FeedForward(c, rngs=rngs)
+
+    def __call__(self, streams, condition, index, angles, segment, text_segment, text_condition):
+        tables = ((condition, index), (text_condition, text_segment))
+        modulation = [
+            jnp.split(to_tokens(self.modulation(rows), place), 4, axis=-1) for rows, place in tables
+        ]
+        attended = self.attention(
+            *(
+                self.attention_norm(x) * (1 + scale)
+                for x, (scale, *_) in zip(streams, modulation, strict=True)
+            ),
+            angles=angles,
+            segment=segment,
+            text_segment=text_segment,
+        )
+        result = []
+        for x, y, (_, gate1, scale2, gate2) in zip(streams, attended, modulation, strict=True):
+            x = x + jnp.tanh(gate1) * self.attention_out_norm(y)
+            y = self.ffn(self.ffn_norm(x) * (1 + scale2))
+            result.append(x + jnp.tanh(gate2) * self.ffn_out_norm(y))
+        return tuple(result)
+
+
+class JointAttention(nnx.Module):
+    """Attention of an example's image and text tokens to all of them."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        q_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+
+        def linear(in_dim, out_dim, axes):
+            return Linear(in_dim, out_dim, axes=axes, bias=False, rngs=rngs)
+
+        self.q = linear(c.hidden_dim, q_dim, ("embed", "heads"))
+        self.k = linear(c.hidden_dim, kv_dim, ("embed", "kv_heads"))
+        self.v = linear(c.hidden_dim, kv_dim, ("embed", "kv_heads"))
+        self.out = linear(q_dim, c.hidden_dim, ("heads", "embed"))
+        if c.qk_norm:
+            self.q_norm = LayerNorm(q_dim, eps=1e-5, axis="heads")
+            self.k_norm = LayerNorm(kv_dim, eps=1e-5, axis="kv_heads")
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        y: Float[Array, "b s d"],
+        *,
+        angles: Float[Array, "b t pairs"],
+        segment: Int[Array, "b t"],
+        text_segment: Int[Array, "b s"],
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b s d"]]:
+        c = self.config
+
+        def project(z):
+            q, k, v = self.q(z), self.k(z), self.v(z)
+            if c.qk_norm:
+                q, k = self.q_norm(q), self.k_norm(k)
+            return (a.reshape(*a.shape[:2], -1, c.head_dim) for a in (q, k, v))
+
+        (q, k, v), (text_q, text_k, text_v) = project(x), project(y)
+        q, k = rotate(q, angles), rotate(k, angles)
+        keys, values = jnp.concatenate([k, text_k], 1), jnp.concatenate([v, text_v], 1)
+        kv_segment = jnp.concatenate([segment, text_segment], axis=1)
+
+        def attend(queries, q_segment):
+            z = attention(
+                queries,
+                keys,
+                values,
+                q_segment=q_segment,
+                kv_segment=kv_segment,
+                softcap=c.softcap or None,
+            )
+            return self.out(z.reshape(*z.shape[:2], -1))
+
+        return attend(q, segment), attend(text_q, text_segment)
 
 
 class Attention(nnx.Module):
@@ -282,6 +389,20 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Embedding(nnx.Module):
+    """A learned row for each number; row 0, which means none, is not added."""
+
+    def __init__(self, num: int, dim: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (num - 1, dim)), axes=("rows", "embed")
+        )
+
+    def __call__(self, number: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        num = self.weight[...].shape[0]
+        one_hot = jax.nn.one_hot(number - 1, num, dtype=jnp.float32)  # all zeros for 0
+        return one_hot @ self.weight[...]
 
 
 class SigmaEmbed(nnx.Module):

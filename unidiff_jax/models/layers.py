@@ -5,7 +5,7 @@ Weights keep float32 and are cast to the computing dtype at use. Norms compute i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,16 +167,16 @@ REMAT_POLICIES = {
 
 def apply_layers(
     layers: nnx.Module,
-    x: jax.Array,
+    x: Any,
     *args,
     scan: bool,
     remat: str,
-) -> jax.Array:
+) -> Any:
     """Applies stacked layers in turn, `x = layer(x, *args)`.
 
     Args:
       layers: from `stack_layers`.
-      x: what goes through.
+      x: what goes through: an array or a tuple of arrays.
       *args: given to every layer.
       scan: one `lax.scan` (compile time independent of depth) or an unrolled loop (on a CPU the
         backward pass is faster without the scan's residual copies).

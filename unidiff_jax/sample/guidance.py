@@ -30,6 +30,7 @@ def drop_text(batch: Batch) -> Batch:
         text_ids=pad(jnp.full(used.shape, END)),
         text_segment=pad(segments[None]),
         text_position=jnp.zeros_like(batch.text_position),
+        text_name=None if batch.text_name is None else jnp.zeros_like(batch.text_name),
     )
 
 

@@ -31,7 +31,7 @@ from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
 from unidiff_jax.train.workdir import load_workdir_config, model_parts
-from unidiff_jax.types import Batch, Kind, Noised, Params, take_rows
+from unidiff_jax.types import Batch, Kind, Params, take_rows
 
 
 def sample_tokens(
@@ -72,9 +72,7 @@ def sample_tokens(
     def velocity(tokens, sigma):
         x = tokens if guidance == 1.0 else jnp.concatenate([tokens, tokens])
         table = jnp.where(rows.given == 1, 0.0, sigma)
-        noised = Noised(
-            tokens=x, sigma=table, timed=jnp.ones(table.shape, bool), sigma_index=rows.frame
-        )
+        noised = flow.at_levels(rows, tokens=x, sigma=table, config=flow_config)
         v = flow.to_velocity(model.dit(rows, noised, text), x, sigma, flow_config)
         if guidance != 1.0:
             v = cfg.combine(v, scale=guidance)

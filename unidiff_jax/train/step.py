@@ -46,7 +46,8 @@ def loss_table(
     """Scores a batch at noise levels and noise drawn from `key`."""
     batch = flow.draw_latents(key, batch)
     noise = flow.draw_noise(key, batch)
-    noised = flow.add_noise(batch, noise=noise, sigma=flow.draw_sigma(key, batch, config))
+    sigma = flow.draw_sigma(key, batch, config)
+    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
     output = nnx.merge(graphdef, params)(batch, noised)
     error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
     weight = batch.loss_mask

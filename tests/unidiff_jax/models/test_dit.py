@@ -15,7 +15,8 @@ from flax import nnx
 from unidiff_jax import flow
 from unidiff_jax.export.mapping import MappingError, dit_table, from_official, to_official
 from unidiff_jax.frames import patchify
-from unidiff_jax.models.dit import DiT, DiTConfig, pool_text, spread
+from unidiff_jax.models.dit import FUSIONS, DiT, DiTConfig, pool_text, spread
+from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Noised
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "onediffusion"
@@ -170,9 +171,13 @@ def test_tensors_that_do_not_fit_are_all_named():
 # --------------------------------------------------------------------------------------- isolation
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = dataclasses.replace(tiny.DIT, text_dim=tiny.TEXT.d_model)
+@pytest.fixture(scope="module", params=FUSIONS)
+def model(request):
+    return compiled(fusion=request.param)
+
+
+def compiled(**changes):
+    config = dataclasses.replace(tiny.DIT, text_dim=tiny.TEXT.d_model, **changes)
     graphdef, state = nnx.split(DiT(config, rngs=nnx.Rngs(0)))
     params = tiny.scaled(jax.tree.map(np.asarray, nnx.to_pure_dict(state)))
 
@@ -194,7 +199,7 @@ def with_text(batch, seed=0):
     batch = tiny.on_device(batch)
     key = jax.random.key(0)
     sigma = flow.draw_sigma(key, batch, tiny.FLOW)
-    noised = flow.add_noise(batch, noise=flow.draw_noise(key, batch), sigma=sigma)
+    noised = flow.add_noise(batch, noise=flow.draw_noise(key, batch), sigma=sigma, config=tiny.FLOW)
     return batch, noised, jnp.asarray(states)
 
 
@@ -274,6 +279,44 @@ def test_untimed_frames_do_not_see_their_level(model):
     tiny.assert_same_tokens(
         outputs(model, batch, untimed, text), outputs(model, batch, other, text)
     )
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return compiled(fusion="joint")
+
+
+@pytest.mark.parametrize("field", ["role", "name", "text_name"])
+def test_joint_frames_carry_role_and_name(joint, field):
+    batch, noised, text = with_text(tiny.packed(tiny.mixed_examples()))
+    before = outputs(joint, batch, noised, text)
+    values = getattr(batch, field)
+    # a frame or word of the second example of each row is given another number
+    own = (batch.text_segment if field == "text_name" else batch.segment) == 2
+    moved = dataclasses.replace(batch, **{field: jnp.where(own, (values + 1) % 4, values)})
+    after = outputs(joint, moved, noised, text)
+    changed_ids = set(np.asarray(batch.example_id)[:, 2].tolist()) - {0}
+    for key, value in before.items():
+        if key[0] in changed_ids:
+            assert np.abs(value - after[key]).max() > 1e-5, key
+        else:
+            np.testing.assert_array_equal(value, after[key], err_msg=str(key))
+
+
+def test_a_word_and_its_frame_share_the_name_embedding():
+    config = dataclasses.replace(tiny.DIT, text_dim=tiny.TEXT.d_model, fusion="joint")
+    shapes = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))[1])
+    assert shapes["name_embed"]["weight"].shape == (2 * MAX_NAMES, config.hidden_dim)
+    assert shapes["role_embed"]["weight"].shape == (3, config.hidden_dim)
+    assert not {"text_k", "text_v", "text_gate"} & set(shapes["blocks"]["attention"])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_scanned_equals_unrolled(fusion):
+    batch, noised, text = with_text(tiny.packed(tiny.mixed_examples()))
+    unrolled = outputs(compiled(fusion=fusion), batch, noised, text)
+    scanned = compiled(fusion=fusion, scan_layers=True, remat="full")
+    tiny.assert_same_tokens(unrolled, outputs(scanned, batch, noised, text), atol=1e-5)
 
 
 def test_text_is_pooled_by_example_over_its_own_tokens():

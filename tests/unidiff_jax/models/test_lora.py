@@ -30,7 +30,7 @@ def inputs():
     batch = tiny.on_device(tiny.packed(tiny.mixed_examples()))
     key = jax.random.key(0)
     sigma = flow.draw_sigma(key, batch, tiny.FLOW)
-    noised = flow.add_noise(batch, noise=flow.draw_noise(key, batch), sigma=sigma)
+    noised = flow.add_noise(batch, noise=flow.draw_noise(key, batch), sigma=sigma, config=tiny.FLOW)
     text = jax.random.normal(key, (*batch.text_ids.shape, tiny.TEXT.d_model))
     return batch, noised, text
 

@@ -19,7 +19,13 @@ from unidiff_jax.train.optim import (
     make_optimizer,
     make_schedule,
 )
-from unidiff_jax.train.step import LossTable, loss_and_gradient, make_train_step
+from unidiff_jax.train.step import (
+    NUM_BINS,
+    NUM_TASKS,
+    LossTable,
+    loss_and_gradient,
+    make_train_step,
+)
 
 KEY = jax.random.key(3)
 EXAMPLES = tiny.mixed_examples(8)
@@ -178,7 +184,7 @@ def test_randomness_of_a_step_is_its_number(parts, step):
 
 
 def test_summary_of_tables():
-    error, weight = np.zeros((2, 9, 10))
+    error, weight = np.zeros((2, NUM_TASKS, NUM_BINS))
     error[2, 3], weight[2, 3], error[4, 9], weight[4, 9] = 6.0, 3.0, 4.0, 1.0
     values = summarize(LossTable(error=error, weight=weight), prefix="train")
     assert values == {

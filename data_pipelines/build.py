@@ -26,8 +26,8 @@ from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.sample.encoders import LatentAutoencoder
-from unidiff_jax.tasks import get_task
-from unidiff_jax.text import Tokenizer, train_tokenizer
+from unidiff_jax.tasks import STYLES, get_task
+from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
 from unidiff_jax.train.workdir import latent_channels
 from unidiff_jax.types import Batch
 
@@ -148,6 +148,8 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
         count = min(len(source), TOKENIZER_RECORDS)
         texts = sorted({text for i in range(count) for text in prompts(source[i])})
         words = sorted({mix.task.prompt.split()[0] for mix in parse_mixture(config.data.tasks)})
+        if prompt_style(config) == "context":
+            words = list(FRAME_NAMES)
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
     return Tokenizer(folder)
 
@@ -170,7 +172,20 @@ def make_maker(
         max_text=config.max_text,
         caption_dropout=caption_dropout,
         shift=config.data.shift,
+        style=prompt_style(config),
     )
+
+
+def prompt_style(config: ConfigDict) -> str:
+    """How prompts are written: the config's `data.prompts`, and `token` where it has none.
+
+    Raises:
+      ConfigError: an unknown style.
+    """
+    style = config.data.get("prompts", "token")
+    if style not in STYLES:
+        raise ConfigError(f"data.prompts={style!r} is unknown; one of {', '.join(STYLES)}")
+    return style
 
 
 def row_size(config: ConfigDict) -> RowSize:

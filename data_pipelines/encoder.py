@@ -234,24 +234,23 @@ def prepare(
     if missing:
         raise SampleError(f"a sample has no field {', '.join(missing)}; it has {sorted(sample)}")
     fields = {
-        frame.field: _frames_of(
+        frame.field: _rays_of(
             sample[frame.field], size=settings.size // downscale, channels=channels
         )
         for frame in task.frames
     }
-    counts = {len(values) for values in fields.values()}
-    if len(counts) != 1 or 0 in counts:
-        raise SampleError(f"a sample's fields have different numbers of frames: {counts}")
-    sequence = task.sequence(len(task.frames) * counts.pop())
-    first = next(fields[f.field][0] for f in sequence if f.kind == Kind.IMAGE)
+    try:
+        sequence = task.fill(fields)
+    except ValueError as error:
+        raise SampleError(str(error)) from None
+    first = next(value for frame, value in sequence if frame.kind == Kind.IMAGE)
     has_rays = any(frame.kind == Kind.RAY for frame in task.frames)
     if settings.buckets and not has_rays:
         height, width = nearest_bucket(first.height, first.width, side=settings.size)
     else:
         height = width = settings.size
     frames = []
-    for number, frame in enumerate(sequence):
-        value = fields[frame.field][number // len(task.frames)]
+    for frame, value in sequence:
         if frame.kind == Kind.IMAGE:
             cut = ImageOps.fit(value, (width, height), Image.Resampling.BICUBIC)
             value = np.asarray(cut)
@@ -259,11 +258,11 @@ def prepare(
     return _Prepared(frames, {name: sample[name] for name in task.prompt_fields})
 
 
-def _frames_of(value: Any, *, size: int, channels: int) -> Sequence[Any]:
-    """A field's frames: one picture, a list of them, or a ray map of each camera."""
-    if isinstance(value, cameras.Cameras):
-        return cameras.ray_frame(cameras.to_rays(value, size=size), channels=channels)
-    return value if isinstance(value, list) else [value]
+def _rays_of(value: Any, *, size: int, channels: int) -> Any:
+    """A ray map of each camera; other values as they are."""
+    if not isinstance(value, cameras.Cameras):
+        return value
+    return cameras.ray_frame(cameras.to_rays(value, size=size), channels=channels)
 
 
 def encode_examples(

@@ -68,6 +68,7 @@ class ExampleMaker:
       max_text: longest prompt in tokens.
       caption_dropout: probability that a prompt becomes empty, for guidance.
       shift: resolution shift of the noise levels.
+      style: of the prompts, one of `tasks.STYLES`.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +77,7 @@ class ExampleMaker:
     max_text: int
     caption_dropout: float = 0.0
     shift: float = 1.0
+    style: str = "token"
 
     def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
         """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
@@ -114,9 +116,10 @@ class ExampleMaker:
         latents, stds = item.get("latents"), item.get("stds")
         if latents is None:
             latents = [
-                self.autoencoder.encode(CODECS[f.codec].draw(item[f.field])) for f in task.frames
+                self.autoencoder.encode(CODECS[frame.codec].draw(value))
+                for frame, value in task.fill(item)
             ]
-        prompt = task.prompt.format_map(item) if prompt is None else prompt
+        prompt = task.write(item, style=self.style) if prompt is None else prompt
         text = self.encode_prompt(prompt, cut=cut)
         return make_example(
             task,

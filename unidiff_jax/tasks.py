@@ -6,14 +6,24 @@ frame 1 and on its maps and sources, as in OneDiffusion; both directions of a pa
 depth to image) are the same frames with another `generate`.
 
 A frame is filled from the field of the same name of a source's item (`data_pipelines`), drawn as
-RGB by its `codec` (`unidiff_jax.frames.CODECS`). The prompt is a format string over the item's
-fields.
+RGB by its `codec` (`unidiff_jax.frames.CODECS`).
+
+Prompts are format strings over the item's fields, in one of two styles (`STYLES`). `token`
+(OneDiffusion) begins with the task's token. `context` (UniReal section 3.1) has three parts: tags
+that say what kind of example it is and are shared by tasks on purpose, a base prompt in plain words
+that calls frames by name (IMG1, RES1: `frames.frame_names`), and the frames' roles, which are
+embeddings and not words.
 """
 
 import dataclasses
 import string
+from collections.abc import Mapping
+from typing import Any
 
 from unidiff_jax.types import Kind, Role
+
+STYLES = ("token", "context")
+"""How prompts are written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +52,14 @@ class Task:
       name: what configs and commands call it.
       frames: the sequence.
       generate: fields of the frames that are made; the others are given.
-      prompt: format string over the item's text fields.
+      prompt: format string over the item's text fields, in the style `token`.
+      base: the same in the style `context`.
+      tags: of the style `context`; an item may add its own in a field `tags`.
       metric: primary metric in the miniature's evaluation.
       title: for tables and pages.
-      repeats: whether an example may have the frames several times over, such as the pictures of
-        one subject or the pictures and cameras of a scene; its fields then hold lists. With clean
-        conditions (`frames.PLANS`) the first round is made and the others are given.
+      repeats: so many frames at the end may come any number of times, such as reference objects,
+        or the pictures and cameras of a scene; their fields hold lists. With clean conditions
+        (`frames.PLANS`) only their first round can be generated, the others are given.
     """
 
     id: int
@@ -57,15 +69,46 @@ class Task:
     prompt: str
     metric: str
     title: str
-    repeats: bool = False
+    base: str
+    tags: tuple[str, ...] = ()
+    repeats: int = 0
 
     def sequence(self, count: int) -> tuple[FrameSpec, ...]:
         """The frames of an example with `count` of them; raises ValueError for a wrong number."""
-        rounds, rest = divmod(count, len(self.frames))
-        if rest or not rounds or (rounds > 1 and not self.repeats):
-            more = " or a multiple" if self.repeats else ""
-            raise ValueError(f"task {self.name!r} has {len(self.frames)} frames{more}, got {count}")
-        return self.frames * rounds
+        more = count - len(self.frames)
+        if more < 0 or (more and (not self.repeats or more % self.repeats)):
+            rounds = f" and {self.repeats} more any number of times" if self.repeats else ""
+            raise ValueError(
+                f"task {self.name!r} has {len(self.frames)} frames{rounds}, got {count}"
+            )
+        return self.frames + self.frames[len(self.frames) - self.repeats :] * (
+            more // self.repeats if self.repeats else 0
+        )
+
+    def fill(self, item: Mapping[str, Any]) -> list[tuple[FrameSpec, Any]]:
+        """The frames of an example with their values.
+
+        Raises:
+          ValueError: repeated fields hold lists of different lengths, or none.
+        """
+        once = len(self.frames) - self.repeats
+        filled = [(frame, item[frame.field]) for frame in self.frames[:once]]
+        counts = {frame.field: len(item[frame.field]) for frame in self.frames[once:]}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise ValueError(f"task {self.name!r} needs fields of one length, got {counts}")
+        for number in range(max(counts.values(), default=0)):
+            filled += [(frame, item[frame.field][number]) for frame in self.frames[once:]]
+        return filled
+
+    def write(self, item: Mapping[str, Any], *, style: str = "token") -> str:
+        """The prompt of an item; raises ValueError for an unknown style."""
+        if style not in STYLES:
+            raise ValueError(f"prompt style {style!r} is unknown; one of {', '.join(STYLES)}")
+        if style == "token":
+            return self.prompt.format_map(item).strip()
+        tags = [*self.tags, *item.get("tags", ())]
+        base = self.base.format_map(item).strip()
+        return f"{', '.join(tags)}: {base}" if tags else base
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -74,8 +117,10 @@ class Task:
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
-        """Text fields of the prompt's template."""
-        return tuple(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name)
+        """Text fields of the prompt, in both styles."""
+        templates = (self.prompt, self.base)
+        names = (n for t in templates for _, n, _, _ in string.Formatter().parse(t) if n)
+        return tuple(dict.fromkeys(names))
 
 
 _IMAGE = FrameSpec(field="image")
@@ -87,6 +132,7 @@ _EDITED = FrameSpec(field="edited")
 _SOURCE = FrameSpec(field="source", role=Role.CANVAS)
 _LATER = FrameSpec(field="later")
 _EARLIER = FrameSpec(field="earlier", role=Role.CANVAS)
+_ASSET = FrameSpec(field="assets", role=Role.ASSET)
 _VIEW = FrameSpec(field="views")
 _CAMERA = FrameSpec(field="cameras", kind=Kind.RAY)
 
@@ -100,6 +146,8 @@ def _map_task(id: int, name: str, field: str, *, token: str, title: str) -> Task
         frames=(_IMAGE, FrameSpec(field=field, role=Role.CONTROL)),
         generate=("image",),
         prompt=f"[[{token}]] {{caption}}",
+        base="{caption}, after IMG1",
+        tags=("with control map",),
         metric="psnr",
     )
 
@@ -114,6 +162,7 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE,),
             generate=("image",),
             prompt="[[text2image]] {caption}",
+            base="{caption}",
             metric="caption_match",
         ),
         Task(
@@ -123,6 +172,8 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _DEPTH),
             generate=("depth",),
             prompt="[[depth2image]]",
+            base="the depth map of IMG1",
+            tags=("perception task",),
             metric="object_depth_skill",
         ),
         Task(
@@ -132,6 +183,8 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _DEPTH),
             generate=("image",),
             prompt="[[depth2image]] {caption}",
+            base="{caption}, with the depth map IMG1",
+            tags=("with control map",),
             metric="silhouette_iou",
         ),
         Task(
@@ -141,6 +194,8 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _MASK),
             generate=("mask",),
             prompt="[[referring_segmentation]] {expression}",
+            base="the mask of {expression} in IMG1",
+            tags=("perception task",),
             metric="ciou",
         ),
         Task(
@@ -150,6 +205,8 @@ TASKS: dict[str, Task] = {
             frames=(_EDITED, _SOURCE),
             generate=("edited",),
             prompt="[[image_editing]] {instruction}",
+            base="{instruction} in IMG1",
+            tags=("static scenario",),
             metric="edit_gain",
         ),
         Task(
@@ -159,6 +216,7 @@ TASKS: dict[str, Task] = {
             frames=(_LATER, _EARLIER),
             generate=("later",),
             prompt="[[frame2frame]] {change}",
+            base="from IMG1, {change}",
             metric="edit_gain",
         ),
         Task(
@@ -168,6 +226,8 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _LAYOUT),
             generate=("image",),
             prompt="[[boundingbox2image]] {caption}",
+            base="{caption}, in the boxes of IMG1",
+            tags=("with control map",),
             metric="silhouette_iou",
         ),
         Task(
@@ -177,6 +237,8 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _HOLED),
             generate=("image",),
             prompt="[[image_inpainting]] {caption}",
+            base="{caption}, filling the hole in IMG1",
+            tags=("static scenario",),
             metric="hole_psnr",
         ),
         _map_task(9, "deblur", "blurred", token="deblurring", title="Deblurring"),
@@ -195,8 +257,10 @@ TASKS: dict[str, Task] = {
             frames=(_VIEW,),
             generate=("views",),
             prompt="[[faceid]] {captions}",
+            base="{captions}",
+            tags=("with reference object",),
             metric="identity",
-            repeats=True,
+            repeats=1,
         ),
         Task(
             id=16,
@@ -205,8 +269,10 @@ TASKS: dict[str, Task] = {
             frames=(_VIEW,),
             generate=("views",),
             prompt="[[subject_driven]] <item: {name}> {captions}",
+            base="{name}: {captions}",
+            tags=("with reference object",),
             metric="identity",
-            repeats=True,
+            repeats=1,
         ),
         Task(
             id=17,
@@ -215,8 +281,34 @@ TASKS: dict[str, Task] = {
             frames=(_VIEW, _CAMERA),
             generate=("views",),
             prompt="[[multiview]] {caption}",
+            base="{caption}",
+            tags=("novel view",),
             metric="psnr",
-            repeats=True,
+            repeats=2,
+        ),
+        Task(
+            id=18,
+            name="customize",
+            title="Objects in a new scene",
+            frames=(_LATER, _ASSET),
+            generate=("later",),
+            prompt="[[subject_driven]] {references}: {caption}",
+            base="{references}: {caption}",
+            tags=("with reference object",),
+            metric="identity",
+            repeats=1,
+        ),
+        Task(
+            id=19,
+            name="insert",
+            title="Object insertion",
+            frames=(_LATER, FrameSpec(field="canvas", role=Role.CANVAS), _ASSET),
+            generate=("later",),
+            prompt="[[subject_driven]] {references} into the hole of the picture",
+            base="put {references} into the hole of IMG1",
+            tags=("with reference object", "static scenario"),
+            metric="identity",
+            repeats=1,
         ),
     )
 }

@@ -22,11 +22,13 @@ PAD, END, UNKNOWN = 0, 1, 2
 MAX_NAMES = 10
 """Prompts can name this many given frames and as many generated ones."""
 
-_NAMES = {
+FRAME_NAMES = {
     f"{kind}{n}": n + offset
     for kind, offset in (("IMG", 0), ("RES", MAX_NAMES))
     for n in range(1, MAX_NAMES + 1)
 }
+"""Words by which prompts call frames, and the number of each."""
+
 _NAME = re.compile(r"\b((?:IMG|RES)\d+)\b")
 
 
@@ -59,7 +61,7 @@ class Tokenizer:
         # the id of <extra_id_k> counts down from the end
         last = self._pieces.vocab_size() + spare - 1
         self._name_ids = {}
-        for name, number in _NAMES.items():
+        for name, number in FRAME_NAMES.items():
             own = self._pieces.piece_to_id(name)
             if own != UNKNOWN:
                 self._name_ids[name] = own
@@ -89,7 +91,7 @@ class Tokenizer:
         """
         ids, names = [], []
         for part in _NAME.split(text):
-            number = _NAMES.get(part, 0)
+            number = FRAME_NAMES.get(part, 0)
             known = number and part in self._name_ids
             found = [self._name_ids[part]] if known else self._pieces.encode(part)
             ids += found

@@ -9,6 +9,9 @@
 | earlier, later, change | first and last frame of the clip |
 | layout | bounding boxes of the objects, filled with their colours, on black |
 | holed | base picture with a grey box over one object |
+| assets, references | objects cut out of the clip's first frame, on white, and their names |
+| canvas | last frame of the clip with grey boxes over those objects |
+| tags | whether the camera of the clip stands still |
 
 Depth is drawn as inverse depth between two fixed planes, near bright (the reading of
 affine-invariant depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
@@ -40,6 +43,12 @@ NEAR, FAR = 3.5, 16.0
 """Depth planes in scene units; every visible point lies between them."""
 
 HOLE_GREY = 128
+MAX_ASSETS = 3
+MIN_ASSET_SHARE = 0.015
+"""An object of fewer of the picture's pixels is no reference: 15 pixels at 32 a side."""
+
+CAMERA_CLIPS = ("turn", "rise")
+"""Kinds of clips in which only the camera moves."""
 
 
 def nearness(depth: np.ndarray) -> np.ndarray:
@@ -131,10 +140,46 @@ class MiniWorldSource:
         if "later" in fields:
             if record.clip is None:
                 return None
-            images = record.clip["images"]
-            item["earlier"], item["later"] = record.rgb[images[0]], record.rgb[images[-1]]
+            first, last = record.clip["images"][0], record.clip["images"][-1]
+            item["earlier"], item["later"] = record.rgb[first], record.rgb[last]
             item["change"] = record.clip["description"]
+            moves = record.clip["kind"] in CAMERA_CLIPS
+            item["tags"] = ("dynamic scenario" if moves else "static scenario",)
+        if "assets" in fields:
+            found = self._references(record, rng, most=1 if "canvas" in fields else MAX_ASSETS)
+            if not found:
+                return None
+            item["assets"] = [cut_out(record, first, body["id"]) for body in found]
+            item["caption"] = _choose(record.captions[last][: self._num_captions], rng)
+            # given frames are named in order, and a canvas comes before the objects
+            offset = 2 if "canvas" in fields else 1
+            names = [
+                f"the {b['color']} {b['shape']} of IMG{n}" for n, b in enumerate(found, offset)
+            ]
+            item["references"] = " and ".join(names)
+            if "canvas" in fields:
+                canvas = record.rgb[last].copy()
+                for body in found:
+                    canvas[box_of(record.instance[last] == body["id"])] = HOLE_GREY
+                item["canvas"] = canvas
         return item
+
+    def _references(
+        self, record: Record, rng: np.random.Generator, *, most: int
+    ) -> list[Mapping[str, Any]]:
+        """Objects that both ends of the clip show whole enough, in random order, at most `most`."""
+        assert record.clip is not None
+        ends = [record.instance[i] for i in (record.clip["images"][0], record.clip["images"][-1])]
+        seen = [
+            body
+            for body in record.scenes[0]["objects"]
+            if all(
+                (instance == body["id"]).sum() >= MIN_ASSET_SHARE * instance.size
+                for instance in ends
+            )
+        ]
+        count = min(len(seen), int(rng.integers(1, most + 1)))
+        return [seen[i] for i in rng.permutation(len(seen))[:count]]
 
 
 def draw_layout(scene: Mapping[str, Any], instance: np.ndarray) -> np.ndarray:
@@ -154,12 +199,32 @@ def cut_hole(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Base picture with a grey box around one object, and the box as a mask."""
     instance = record.instance[0]
     body = _choose(record.scenes[0]["objects"], rng)
-    rows, columns = np.nonzero(instance == body["id"])
     hole = np.zeros(instance.shape, bool)
-    hole[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    hole[box_of(instance == body["id"])] = True
     holed = record.rgb[0].copy()
     holed[hole] = HOLE_GREY
     return holed, hole
+
+
+def cut_out(record: Record, image: int, body: int) -> np.ndarray:
+    """An object alone on white, as large as the picture allows (nearest neighbour)."""
+    mask = record.instance[image] == body
+    box = box_of(mask)
+    alone = np.where(mask[box][..., None], record.rgb[image][box], 255)
+    side, height, width = len(mask), *alone.shape[:2]
+    scale = side / max(height, width)
+    rows = np.minimum((np.arange(round(height * scale)) / scale).astype(int), height - 1)
+    columns = np.minimum((np.arange(round(width * scale)) / scale).astype(int), width - 1)
+    asset = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - len(rows)) // 2, (side - len(columns)) // 2
+    asset[top : top + len(rows), left : left + len(columns)] = alone[np.ix_(rows, columns)]
+    return asset
+
+
+def box_of(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a mask's bounding box."""
+    rows, columns = np.nonzero(mask)
+    return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
 
 
 def prompts(record: Record) -> list[str]:

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.miniworld.items import TASK_NAMES, MiniWorldSource
+from data_pipelines.miniworld.items import CAMERA_CLIPS, TASK_NAMES, MiniWorldSource
 from data_pipelines.miniworld.records import Record
 from data_pipelines.sources.base import check_index
 from unidiff_jax import cameras
 from unidiff_jax.frames import CODECS
 from unidiff_jax.tasks import TASKS
 
-_CAMERA_CLIPS = ("turn", "rise")
 _SCENE_SCALE = 1.7
 """Distance from the first camera to the point that all look at, as in nerfstudio scenes."""
 
@@ -70,7 +69,7 @@ class MiniWorldPictures:
 
 
 def _has_views(record: Record) -> bool:
-    return record.clip is not None and record.clip["kind"] in _CAMERA_CLIPS
+    return record.clip is not None and record.clip["kind"] in CAMERA_CLIPS
 
 
 def _views(record: Record, rng: np.random.Generator) -> dict[str, Any]:

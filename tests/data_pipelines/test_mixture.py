@@ -1,6 +1,7 @@
 """The mixture: weights, epochs, choices that are a function of seed and place, and items."""
 
 import collections
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, st
 from unidiff_jax.config import ConfigError
 from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.tasks import TASKS, get_task
-from unidiff_jax.text import END
+from unidiff_jax.text import END, MAX_NAMES
 
 
 class Numbers:
@@ -237,3 +238,88 @@ def test_every_task_makes_an_example(source, make):
         example = maker.example(task, item, example_id=1)
         assert len(example["tokens"]) == 16 * len(task.frames)
         assert np.abs(example["tokens"]).max() <= 1
+
+
+# --------------------------------------------------------------------------------- references
+
+
+def test_references_are_objects_of_both_frames_cut_out_on_white(source):
+    for record, item in found(source, "customize"):
+        first, last = record.clip["images"][0], record.clip["images"][-1]
+        np.testing.assert_array_equal(item["later"], record.rgb[last])
+        words = item["references"].split(" and ")
+        assert len(words) == len(item["assets"]) <= items.MAX_ASSETS
+        for number, (word, asset) in enumerate(zip(words, item["assets"], strict=True), start=1):
+            color, shape, name = re.fullmatch(r"the (\w+) (\w+) of (IMG\d)", word).groups()
+            assert name == f"IMG{number}"
+            match = [
+                body["id"]
+                for body in record.scenes[0]["objects"]
+                if (body["color"], body["shape"]) == (color, shape)
+            ]
+            cut = [items.cut_out(record, first, body) for body in match]
+            assert any((asset == one).all() for one in cut)
+            assert asset.shape == record.rgb[0].shape
+
+
+def test_a_cut_out_holds_every_pixel_of_its_object_and_no_other(source):
+    record = source[0]
+    body = record.scenes[0]["objects"][0]["id"]
+    mask = record.instance[0] == body
+    asset = items.cut_out(record, 0, body)
+    own = set(map(tuple, record.rgb[0][mask].tolist()))
+    shown = set(map(tuple, asset.reshape(-1, 3).tolist())) - {(255, 255, 255)}
+    assert shown <= own
+    assert own - {(255, 255, 255)} <= shown  # enlarged, so that nothing is left out
+
+
+def test_an_insertion_changes_nothing_outside_its_hole(source):
+    for _, item in found(source, "insert"):
+        hole = (item["canvas"] != item["later"]).any(-1)
+        assert len(item["assets"]) == 1 and item["references"].endswith("of IMG2")
+        box = items.box_of(hole)
+        assert (item["canvas"][box] == items.HOLE_GREY).all()
+        outside = np.ones(hole.shape, bool)
+        outside[box] = False
+        np.testing.assert_array_equal(item["canvas"][outside], item["later"][outside])
+
+
+def test_tags_say_whether_the_camera_moves(source):
+    tags = {record.clip["kind"]: item["tags"] for record, item in found(source, "next_frame")}
+    assert len(tags) > 2
+    for kind, tag in tags.items():
+        wanted = "dynamic scenario" if kind in ("turn", "rise") else "static scenario"
+        assert tag == (wanted,)
+
+
+def test_prompts_in_context_style():
+    item = {"change": "the camera turns", "tags": ("dynamic scenario",)}
+    assert get_task("next_frame").write(item, style="context") == (
+        "dynamic scenario: from IMG1, the camera turns"
+    )
+    assert get_task("depth").write({}, style="context") == "perception task: the depth map of IMG1"
+    assert get_task("text_to_image").write({"caption": "a cube"}, style="context") == "a cube"
+    assert get_task("depth").write({}) == "[[depth2image]]"
+    with pytest.raises(ValueError, match="style 'long' is unknown; one of token, context"):
+        get_task("depth").write({}, style="long")
+
+
+def test_repeated_fields_are_filled_in_turn():
+    item = {"views": ["v0", "v1"], "cameras": ["c0", "c1"]}
+    values = [value for _, value in get_task("multiview").fill(item)]
+    assert values == ["v0", "c0", "v1", "c1"]
+    inserted = {"later": "l", "canvas": "k", "assets": ["a", "b"]}
+    assert [v for _, v in get_task("insert").fill(inserted)] == ["l", "k", "a", "b"]
+    with pytest.raises(ValueError, match="needs fields of one length, got"):
+        get_task("multiview").fill({"views": ["v0"], "cameras": []})
+
+
+def test_references_become_frames_of_an_example(source, make):
+    maker = make(patch=4, style="context", max_text=120)
+    for _, item in found(source, "customize"):
+        example = maker.example(get_task("customize"), item, example_id=1)
+        count = len(item["assets"])
+        _, role, name, is_given, _ = example["frame_table"].T
+        assert list(role) == [0] + [2] * count
+        assert list(is_given) == [0] + [1] * count
+        assert list(name) == [MAX_NAMES + 1, *range(1, count + 1)]

@@ -233,8 +233,9 @@ def test_a_task_that_repeats_makes_the_first_round_and_gives_the_others():
 @pytest.mark.parametrize(
     ("task", "count", "message"),
     [
-        ("multiview", 3, "task 'multiview' has 2 frames or a multiple, got 3"),
-        ("multiview", 0, "or a multiple, got 0"),
+        ("multiview", 3, "task 'multiview' has 2 frames and 2 more any number of times, got 3"),
+        ("multiview", 0, "any number of times, got 0"),
+        ("customize", 1, "has 2 frames and 1 more"),
         ("depth", 4, "task 'depth' has 2 frames, got 4"),
     ],
 )

@@ -36,7 +36,7 @@ def write_samples(
         for i, (index, item) in enumerate(zip(protocol.indices, protocol.items, strict=True)):
             writer.write(
                 f"{index:05d}",
-                prompt=protocol.task.prompt.format_map(item),
+                prompt=protocol.task.write(item),
                 value=means[i],
                 seed_values=values[i],
                 images=_pictures(protocol, item, outputs[i, 0]) if i in shown else {},

@@ -61,7 +61,7 @@ class Previews:
                 else:
                     given.append(truth)
             rows.append([*(given or [None])[:1], *generated])
-            captions.append(f"{task.name}: {task.prompt.format_map(item)}")
+            captions.append(f"{task.name}: {task.write(item, style=self._pipeline.maker.style)}")
         sheet = grid(rows, columns=("given", "made", "true"), captions=captions, cell=128)
         if jax.process_index() == 0:
             with written_whole(self._folder / f"step_{step:08d}.png") as file:

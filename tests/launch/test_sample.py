@@ -19,6 +19,7 @@ TWO_PICTURES = Task(
     frames=(FrameSpec(field="a"), FrameSpec(field="b"), FrameSpec(field="c")),
     generate=("c",),
     prompt="[[two]]",
+    base="IMG1 and IMG2",
     metric="none",
 )
 

@@ -28,8 +28,8 @@ def rotate(
     x: Float[Array, "b t h k"], angles: Float[Array, "b t pairs"]
 ) -> Float[Array, "b t h k"]:
     """Rotates adjacent pairs of every head, in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = (f(angles)[:, :, None, :, None] for f in (jnp.cos, jnp.sin))
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    # a reversed pair and not its two halves: the gradient of a strided slice is a slow padding
+    turned = pairs * cos + pairs[..., ::-1] * jnp.concatenate([-sin, sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)

@@ -33,6 +33,32 @@ jaxtyping.install_import_hook(
 )
 
 
+@pytest.fixture
+def parity(record_property):
+    """Checks an error against a reference, and has it printed at the end of the test run."""
+
+    def check(what, error, *, bound):
+        record_property("parity", (what, float(error), bound))
+        assert error <= bound, f"{what}: {error:.2e} is above {bound:.0e}"
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The largest error of each comparison with a reference."""
+    found = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for key, value in report.user_properties:
+            if key == "parity":
+                what, error, bound = value
+                found.setdefault((what, bound), []).append(error)
+    if found:
+        terminalreporter.section("largest difference from the reference, in parts of its largest")
+    for (what, bound), errors in sorted(found.items()):
+        line = f"{what:<44} {max(errors):.1e}  allowed {bound:.0e}  {len(errors):>3} cases"
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def miniworld(tmp_path_factory):
     """A rendered folder: 40 records for training, 12 for validation."""

@@ -78,6 +78,7 @@ def check_exportable(config: ConfigDict, dit: DiTConfig) -> None:
         f"{key}={found!r}, the layout means {want!r}"
         for key, found, want in (
             ("flow.prediction", config.flow.prediction, "v"),
+            ("flow.timed_conditions", config.flow.get("timed_conditions", True), True),
             ("model.fusion", dit.fusion, "cross"),
             ("model.rope_theta", dit.rope_theta, 10000.0),
             ("model.rope_scale", dit.rope_scale, 1.0),

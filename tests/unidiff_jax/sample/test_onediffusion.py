@@ -9,7 +9,12 @@ from PIL import Image
 
 from unidiff_jax import OneDiffusionPipeline, cameras
 from unidiff_jax.sample.buckets import nearest_bucket
-from unidiff_jax.sample.onediffusion import FlowMatchSchedule, make_cameras, preprocess
+from unidiff_jax.sample.onediffusion import (
+    FlowMatchSchedule,
+    integrate,
+    make_cameras,
+    preprocess,
+)
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "onediffusion"
 CASES = sorted(file.stem for file in (GOLDEN / "pipeline").glob("*.npz"))
@@ -237,3 +242,19 @@ def test_static_shift():
 def test_calls_that_cannot_be(pipe, changes, message):
     with pytest.raises(ValueError, match=message):
         run(pipe, "depth2image", **({"noise": None} | changes))
+
+
+def test_one_program_a_shape_and_one_encoding_a_prompt(pipe, monkeypatch):
+    real, encoded = pipe.text.encode, []
+
+    def encode(self, prompts):
+        encoded.append(list(prompts))
+        return real(prompts)
+
+    monkeypatch.setattr(type(pipe.text), "encode", encode)
+    settings = {"height": 48, "width": 64, "output_type": "np", "guidance_scale": 2.0}
+    before = integrate._cache_size()
+    for steps, prompt in ((3, "[[text2image]] a cat"), (3, "[[text2image]] two dogs")):
+        pipe(prompt, num_inference_steps=steps, seed=steps, **settings)
+    assert integrate._cache_size() == before + 1
+    assert encoded == [["", "[[text2image]] a cat"], ["", "[[text2image]] two dogs"]]

@@ -148,7 +148,7 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
         count = min(len(source), TOKENIZER_RECORDS)
         texts = sorted({text for i in range(count) for text in prompts(source[i])})
         words = sorted({mix.task.prompt.split()[0] for mix in parse_mixture(config.data.tasks)})
-        if prompt_style(config) == "context":
+        if prompt_style(config) != "token":
             words = list(FRAME_NAMES)
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
     return Tokenizer(folder)
@@ -173,6 +173,7 @@ def make_maker(
         caption_dropout=caption_dropout,
         shift=config.data.shift,
         style=prompt_style(config),
+        roles=config.data.get("roles", True),
     )
 
 

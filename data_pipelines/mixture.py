@@ -15,10 +15,11 @@ import grain
 import numpy as np
 
 from unidiff_jax.config import ConfigError
-from unidiff_jax.frames import CODECS, PLANS, Example, make_example
+from unidiff_jax.frames import CODECS, FRAME_COLUMNS, PLANS, Example, make_example
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import TASKS, Task
 from unidiff_jax.text import END, Encoded, Tokenizer
+from unidiff_jax.types import Role
 
 Item = Mapping[str, Any]
 """Fields of one training item: arrays for frames, strings for the prompt. An item that was encoded
@@ -69,6 +70,7 @@ class ExampleMaker:
       caption_dropout: probability that a prompt becomes empty, for guidance.
       shift: resolution shift of the noise levels.
       style: of the prompts, one of `tasks.STYLES`.
+      roles: whether frames keep their roles; without, all have `Role.NONE`.
     """
 
     tokenizer: Tokenizer
@@ -78,6 +80,7 @@ class ExampleMaker:
     caption_dropout: float = 0.0
     shift: float = 1.0
     style: str = "token"
+    roles: bool = True
 
     def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
         """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
@@ -121,7 +124,7 @@ class ExampleMaker:
             ]
         prompt = task.write(item, style=self.style) if prompt is None else prompt
         text = self.encode_prompt(prompt, cut=cut)
-        return make_example(
+        example = make_example(
             task,
             latents=latents,
             stds=stds,
@@ -132,6 +135,9 @@ class ExampleMaker:
             plan=plan,
             shift=self.shift * shift,
         )
+        if not self.roles:
+            example["frame_table"][:, FRAME_COLUMNS.index("role")] = Role.NONE
+        return example
 
     def training_example(
         self, source: Source, mix: TaskMix, record: Any, index: int, rng: np.random.Generator

@@ -12,7 +12,7 @@ Prompts are format strings over the item's fields, in one of two styles (`STYLES
 (OneDiffusion) begins with the task's token. `context` (UniReal section 3.1) has three parts: tags
 that say what kind of example it is and are shared by tasks on purpose, a base prompt in plain words
 that calls frames by name (IMG1, RES1: `frames.frame_names`), and the frames' roles, which are
-embeddings and not words.
+embeddings and not words. `base` is that without the tags.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 
 from unidiff_jax.types import Kind, Role
 
-STYLES = ("token", "context")
+STYLES = ("token", "context", "base")
 """How prompts are written."""
 
 
@@ -106,7 +106,7 @@ class Task:
             raise ValueError(f"prompt style {style!r} is unknown; one of {', '.join(STYLES)}")
         if style == "token":
             return self.prompt.format_map(item).strip()
-        tags = [*self.tags, *item.get("tags", ())]
+        tags = [*self.tags, *item.get("tags", ())] if style == "context" else []
         base = self.base.format_map(item).strip()
         return f"{', '.join(tags)}: {base}" if tags else base
 

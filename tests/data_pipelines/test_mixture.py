@@ -300,7 +300,8 @@ def test_prompts_in_context_style():
     assert get_task("depth").write({}, style="context") == "perception task: the depth map of IMG1"
     assert get_task("text_to_image").write({"caption": "a cube"}, style="context") == "a cube"
     assert get_task("depth").write({}) == "[[depth2image]]"
-    with pytest.raises(ValueError, match="style 'long' is unknown; one of token, context"):
+    assert get_task("depth").write({}, style="base") == "the depth map of IMG1"
+    with pytest.raises(ValueError, match="style 'long' is unknown; one of token, context, base"):
         get_task("depth").write({}, style="long")
 
 
@@ -323,3 +324,6 @@ def test_references_become_frames_of_an_example(source, make):
         assert list(role) == [0] + [2] * count
         assert list(is_given) == [0] + [1] * count
         assert list(name) == [MAX_NAMES + 1, *range(1, count + 1)]
+        plain = make(patch=4, roles=False, max_text=120)
+        table = plain.example(get_task("customize"), item, example_id=1)["frame_table"]
+        assert not table[:, 1].any()

@@ -1,0 +1,64 @@
+"""UniReal (arXiv:2412.07774) in miniature: editing learned from MiniWorld's video pairs.
+
+    python -m launch.quickstart --config configs/miniworld_unireal.py --workdir runs/unireal
+
+From the paper: text, given and generated frames in one stream (`fusion="joint"`); role embeddings
+and names tied to the words IMG1, RES1, ...; clean conditions without a noise level; prompts with
+context; and its video tasks: frame to frame, objects in a new scene, insertion, local inpainting,
+masks and depth. Chosen here: the shares of the tasks, and sizes and x-prediction, which are the
+quick start's.
+
+| arm | what is different (the paper's Table 4) |
+|---|---|
+| `all` | video tasks and exact edit pairs |
+| `video` | no edit pairs: what edits it can do come from video |
+| `expert` | edit pairs alone |
+| `no_tags` | as `all`, prompts without context tags |
+| `no_roles` | as `all`, frames without role embeddings |
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from unidiff_jax.config import ConfigError, parse_arg
+
+ARMS = ("all", "video", "expert", "no_tags", "no_roles")
+
+_VIDEO = {
+    "next_frame": {"weight": 3.0, "loss_weight": 3.0},
+    "customize": {"weight": 1.5, "loss_weight": 2.0},
+    "insert": {"weight": 1.0, "loss_weight": 3.0},
+    "inpaint": {"weight": 0.5, "loss_weight": 2.0},
+    "segment": {"weight": 1.0, "loss_weight": 1.0},
+    "depth": {"weight": 0.3, "loss_weight": 1.0},
+    "depth_to_image": {"weight": 0.5, "loss_weight": 2.0},
+}
+_EXPERT = {"edit": {"weight": 3.0, "loss_weight": 3.0}}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arm` is one of `ARMS`; `tiny` shrinks everything to seconds, for tests."""
+    args = parse_arg(arg, arm="video", tiny=False, steps=4000, mesh="fsdp")
+    if args.arm not in ARMS:
+        raise ConfigError(f"arm={args.arm!r} is unknown; one of {', '.join(ARMS)}")
+    shared = f"mesh={args.mesh},steps={args.steps}"
+    config = quickstart.get_config(f"tiny,{shared}" if args.tiny else shared)
+    tasks = {"video": _VIDEO, "expert": _EXPERT}.get(args.arm, _VIDEO | _EXPERT)
+    config.data.tasks = {name: {"plan": "clean", **task} for name, task in tasks.items()}
+    config.data.prompts = "base" if args.arm == "no_tags" else "context"
+    config.data.roles = args.arm != "no_roles"
+    config.data.edit_kinds = ()  # all
+    config.data.caption_dropout = 0.1
+    config.data.row = {"tokens": 256, "frames": 6, "segments": 3, "text": 128}
+    config.data.batch_rows = 16
+    config.data.render.clip_frames = 2
+    config.max_text = 96
+    config.model.fusion = "joint"
+    config.flow.timed_conditions = False
+    if args.tiny:
+        config.data.folder = "data/miniworld-tiny-all"
+    else:
+        config.data.folder = "data/miniworld-32-all"
+        config.data.render.update({"train": 40000, "test": 800})
+        config.optim.learning_rate = 4e-3
+    return config

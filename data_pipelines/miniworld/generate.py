@@ -198,9 +198,10 @@ def _render_parallel(
                 pending = {pool.submit(_render_in_worker, shard): shard for shard in shards}
             shown = 0
             while pending:
-                done, _ = concurrent.futures.wait(
-                    pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-                )
+                with _held_interrupt():  # wait takes a lock a future, and would keep some of them
+                    done, _ = concurrent.futures.wait(
+                        pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+                    )
                 rendered = counter.get_obj().value  # no lock: an interrupt could keep it
                 bar.update(rendered - shown)
                 shown = rendered

@@ -9,7 +9,9 @@ of `data.sources` into latents once; training reads those.
 
 | argument | |
 |---|---|
-| stage | `256`, `512`, `multitask`, `1024`: the paper's; `finetune`: a user's own data |
+| stage | `256`, `512`, `multitask`, `1024`: the paper's |
+| | `subject`: the multi-task stage and pictures of one subject, from released weights |
+| | `finetune`: a user's own edits, from released weights |
 | weights | folder in the released layout |
 | start | `random`, `released`, or a folder that `launch.export` wrote of the stage before |
 | lora | rank of adapters, which are then all that is trained; 0 trains every weight |
@@ -22,7 +24,7 @@ cameras. From the released config: EMA 0.9999; soft bound 30.
 
 Not said there, chosen here: 10 % dropped captions, weight decay 0.01, 1,000 steps of warm-up,
 gradients clipped at 1, the rows that examples are packed into, the share of each pair task, and all
-of `finetune`. The released weights come from a shift that grows with the picture (their path says
+of `finetune`. The 40,000 steps of `subject` are the repository's, its share is ours. The released weights come from a shift that grows with the picture (their path says
 so); here it is 3 as in the paper: --set data.shift.
 """
 
@@ -79,6 +81,10 @@ STAGES: dict[str, dict[str, Any]] = {
         "num_steps": 30_000,
     },
 }
+STAGES["subject"] = STAGES["multitask"] | {
+    "tasks": STAGES["multitask"]["tasks"] | {"subject": 1.0},
+    "num_steps": 40_000,
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -96,7 +102,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.stage not in STAGES:
         raise ConfigError(f"stage={args.stage!r} is unknown; one of {', '.join(STAGES)}")
     stage = STAGES[args.stage]
-    adapts = args.lora > 0 or args.stage == "finetune"
+    adapts = args.lora > 0 or args.stage in ("subject", "finetune")
     start = args.weights if args.start == "released" or adapts else args.start
     config = ConfigDict()
     config.seed = 0
@@ -157,7 +163,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name: {"weight": weight, "plan": "independent", "loss_weight": 1.0}
             for name, weight in stage["tasks"].items()
         },
-        "sources": _sources(stage["tasks"], size=stage["size"], is_mixed=args.stage == "multitask"),
+        "sources": _sources(
+            stage["tasks"], size=stage["size"], is_mixed="multiview" in stage["tasks"]
+        ),
         "encode": {"buckets": True, "validation": 512, "shards": 64, "seed": 0, "batch": 16},
         "caption_dropout": 0.1,
         "shift": 3.0,
@@ -235,8 +243,11 @@ def _sources(tasks: dict[str, float], *, size: int, is_mixed: bool) -> dict[str,
             source |= {"format": "scenes", "path": "data/raw/scenes/*", "num_views": (2, 6)}
             source["samples"] = 8
         elif task == "identity":
-            source |= {"format": "subjects", "path": "data/raw/subjects", "num_views": (2, 4)}
+            source |= {"format": "subjects", "path": "data/raw/identities", "num_views": (2, 4)}
             source["samples"] = 8
+        elif task == "subject":
+            source |= {"format": "subjects", "path": "data/raw/subjects", "num_views": 2}
+            source["samples"] = 4
         else:
             form, fields = plain[task]
             ending = {"tar": "*.tar", "parquet": "*.parquet"}[form]

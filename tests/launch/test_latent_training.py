@@ -162,7 +162,7 @@ def test_wrong_names(config):
         load_config("configs/onediffusion.py:stage=3")
 
 
-@pytest.mark.parametrize("stage", ["256", "512", "multitask", "1024", "finetune"])
+@pytest.mark.parametrize("stage", ["256", "512", "multitask", "1024", "subject", "finetune"])
 def test_the_stages_have_the_released_sizes(stage):
     config = load_config(f"configs/onediffusion.py:stage={stage}")
     model = model_parts(config)

@@ -24,8 +24,9 @@ cameras. From the released config: EMA 0.9999; soft bound 30.
 
 Not said there, chosen here: 10 % dropped captions, weight decay 0.01, 1,000 steps of warm-up,
 gradients clipped at 1, the rows that examples are packed into, the share of each pair task, and all
-of `finetune`. The 40,000 steps of `subject` are the repository's, its share is ours. The released weights come from a shift that grows with the picture (their path says
-so); here it is 3 as in the paper: --set data.shift.
+of `finetune`. The 40,000 steps of `subject` are the repository's, its share is ours. The released
+weights come from a shift that grows with the picture (their path says so); here it is 3 as in the
+paper: --set data.shift.
 """
 
 from typing import Any

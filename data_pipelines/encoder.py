@@ -290,7 +290,7 @@ def encode_examples(
             }
     for e, example in enumerate(prepared):
         pairs = [
-            found.get((e, f), (frame.astype(np.float32), np.zeros(frame.shape, np.float32)))
-            for f, frame in enumerate(example.frames)
+            found[e, f] if (e, f) in found else (frame, np.zeros(frame.shape, np.float32))
+            for f, frame in enumerate(example.frames)  # a ray frame is exact
         ]
         yield EncodedExample([m for m, _ in pairs], [s for _, s in pairs], dict(example.texts))

@@ -242,22 +242,29 @@ class Pipeline:
             tokens = np.concatenate([np.asarray(part) for part in parts])
             for (task, example), place, frames in zip(examples, placed, made, strict=True):
                 owner = take_rows_host(batch, place.row) == place.segment
-                pictures = self.decode(example | {"tokens": tokens[place.row][owner]})
+                made_frames = [i for i, f in enumerate(task.frames) if f.field in task.generate]
+                pictures = self.decode(
+                    example | {"tokens": tokens[place.row][owner]}, frames=made_frames
+                )
                 frames.append(
                     {
-                        spec.field: picture
-                        for spec, picture in zip(task.frames, pictures, strict=False)
-                        if spec.field in task.generate and picture is not None
+                        task.frames[i].field: picture
+                        for i, picture in zip(made_frames, pictures, strict=True)
+                        if picture is not None
                     }
                 )
         return made
 
-    def decode(self, example: Example) -> list[np.ndarray | None]:
-        """An example's frames as RGB (h, w, 3) in about [-1, 1]; None for ray frames."""
-        index = example["token_index"]
+    def decode(
+        self, example: Example, *, frames: Sequence[int] | None = None
+    ) -> list[np.ndarray | None]:
+        """An example's frames, or those of the numbers `frames`, as RGB (h, w, 3) in about [-1, 1];
+        None for ray frames.
+        """
+        index, table = example["token_index"], example["frame_table"]
         pictures = []
-        for number, row in enumerate(example["frame_table"]):
-            own = index[:, 0] == number
+        for number in range(len(table)) if frames is None else frames:
+            own, row = index[:, 0] == number, table[number]
             grid = tuple(int(n) + 1 for n in index[own, 2:].max(axis=0))
             latents = unpatchify(example["tokens"][own], patch=self.config.patch, grid=grid)
             is_ray = row[FRAME_COLUMNS.index("kind")] == Kind.RAY

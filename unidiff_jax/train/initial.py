@@ -18,7 +18,7 @@ from unidiff_jax.train.state import ModelParts, join
 from unidiff_jax.train.workdir import model_configs
 from unidiff_jax.types import Params
 
-_FREE = {"dtype", "remat", "scan_layers", "softcap", "fusion", "text_gate_init"}
+_FREE = {"dtype", "remat", "scan_layers", "softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
 
 

@@ -146,3 +146,10 @@ def test_everything_is_trained_by_default(miniworld):
     model = model_parts(tiny_run.config(miniworld))
     trained, frozen = model.split(model.shapes)
     assert not frozen and leaves(trained).keys() == leaves(model.shapes).keys()
+
+
+def test_released_weights_are_of_cross_fusion(config, tmp_path):
+    joint = config().unlock()
+    joint.model.fusion = "joint"
+    with pytest.raises(ConfigError, match="model.fusion is 'joint', the folder's 'cross'"):
+        train(joint.lock(), tmp_path)

@@ -151,5 +151,5 @@ def test_everything_is_trained_by_default(miniworld):
 def test_released_weights_are_of_cross_fusion(config, tmp_path):
     joint = config().unlock()
     joint.model.fusion = "joint"
-    with pytest.raises(ConfigError, match="model.fusion is 'joint', the folder's 'cross'"):
+    with pytest.raises(ConfigError, match=r"model\.fusion is 'joint', the folder's 'cross'"):
         train(joint.lock(), tmp_path)

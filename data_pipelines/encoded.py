@@ -1,6 +1,6 @@
 """Encoded data sets: pictures that the autoencoder has turned into latents once, for training.
 
-    FOLDER/NAME/manifest.json                      what was encoded, and how
+    FOLDER/NAME/manifest.json                      what was encoded, and how (`shards`)
     FOLDER/NAME/train-00000-of-00008.array_record  records
     FOLDER/NAME/train-00000-of-00008.json          {records, bytes, sha256, largest, skipped}
 
@@ -8,24 +8,21 @@ A record is one example of one task as a safetensors blob: `mean.N` and `std.N`,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
 frames have no `std`. Its texts are JSON in the blob's metadata. Training draws latents from the
 posteriors in the step (`flow.draw_latents`), so that epochs differ.
-
-A shard counts once its JSON file is there, which is written last.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
-from unidiff_jax.config import ConfigError
-from unidiff_jax.paths import AnyPath, as_path, written_whole
+from data_pipelines.shards import ManifestError
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.tasks import Task
 
 SCHEMA = "encoded/1"
@@ -102,9 +99,9 @@ class EncodedSource:
             manifest = read_manifest(folder)
             if manifest["task"] != task.name:
                 raise EncodedError(f"{folder} holds task {manifest['task']!r}, not {task.name!r}")
-            names = shard_names(split, manifest["shards"][split])
+            names = shards.shard_names(split, manifest["shards"][split])
             with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
-                entries = list(pool.map(functools.partial(read_entry, folder), names))
+                entries = list(pool.map(functools.partial(shards.read_entry, folder), names))
             for name, entry in zip(names, entries, strict=True):
                 if entry is None:
                     raise EncodedError(f"{folder / name} is not encoded yet; {_again(folder)}")
@@ -161,85 +158,16 @@ class Largest:
 # ------------------------------------------------------------------------------------------ folder
 
 
-def shard_names(split: str, count: int) -> list[str]:
-    """Names of a split's record files."""
-    return [f"{split}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
-
-
 def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """The folder's manifest.
 
     Raises:
       EncodedError: there is none, or of another schema.
     """
-    path = as_path(folder) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
-        schema = manifest["schema"]
-    except FileNotFoundError:
-        raise EncodedError(f"{path} is missing; {_again(folder)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise EncodedError(f"{path} is damaged ({error}); {_again(folder)}") from None
-    if schema != SCHEMA:
-        raise EncodedError(f"{path} has schema {schema!r}, not {SCHEMA!r}; {_again(folder)}")
-    return manifest
-
-
-def claim_folder(folder: AnyPath, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest, or checks that the folder was begun with the same one.
-
-    Raises:
-      ConfigError: it was begun with other settings; names those that differ.
-    """
-    folder = as_path(folder)
-    wanted = json.loads(json.dumps({"schema": SCHEMA, **manifest}))
-    if (folder / "manifest.json").exists():
-        found = read_manifest(folder)
-        other = [
-            f"{k} was {found.get(k)!r}, now {wanted.get(k)!r}"
-            for k in sorted(found.keys() | wanted.keys())
-            if found.get(k) != wanted.get(k)
-        ]
-        if other:
-            raise ConfigError(
-                f"{folder} was encoded with other settings ({'; '.join(other)}); remove it, or "
-                "choose another --set data.folder=FOLDER"
-            )
-        return
-    write_json(folder / "manifest.json", wanted)
-
-
-def read_entry(folder: AnyPath, name: str) -> dict[str, Any] | None:
-    """What is known of a finished shard; None where it is missing or not whole."""
-    path = as_path(folder) / name
-    try:
-        entry = json.loads(path.with_suffix(".json").read_text())
-        whole = not entry["records"] or path.stat().length == entry["bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return entry if whole else None
-
-
-def write_entry(path: AnyPath, *, records: int, largest: Largest, skipped: Sequence[str]) -> None:
-    """Says that a shard is finished."""
-    path, digest = as_path(path), ""
-    if records:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-    entry = {
-        "records": records,
-        "bytes": path.stat().length if records else 0,
-        "sha256": digest,
-        "largest": dataclasses.asdict(largest),
-        "skipped": list(skipped),
-    }
-    write_json(path.with_suffix(".json"), entry)
-
-
-def write_json(path: AnyPath, values: Any) -> None:
-    """Writes in one step: a reader sees the old file or the new one."""
-    with written_whole(path) as file:
-        file.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+        return shards.read_manifest(folder, schema=SCHEMA)
+    except ManifestError as error:
+        raise EncodedError(f"{error}; {_again(folder)}") from None
 
 
 def _again(folder: AnyPath) -> str:

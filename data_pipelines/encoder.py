@@ -14,23 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from array_record.python import array_record_module
 from etils import epath
 from PIL import Image, ImageOps
 
-from data_pipelines import encoded
+from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedExample, Largest
 from data_pipelines.sources.base import RawSource, SampleError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS
-from unidiff_jax.paths import AnyPath, as_path, written_whole
+from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import Task
 from unidiff_jax.types import Kind
 
-_WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
 _READ_THREADS = 8
 _MAX_SKIPPED = 0.2
 _SKIPPED_AT_LEAST = 20
@@ -110,7 +108,7 @@ def encode_dataset(
     """
     folder = as_path(folder)
     plan = split_plan(len(source), settings)
-    encoded.claim_folder(
+    shards.claim_folder(
         folder,
         {
             "task": task.name,
@@ -118,22 +116,25 @@ def encode_dataset(
             "origin": dict(origin),
             "autoencoder": autoencoder.identity,
             "raw_samples": len(source),
-            "shards": {split: len(shards) for split, shards in plan.items()},
+            "shards": {split: len(parts) for split, parts in plan.items()},
         },
+        schema=encoded.SCHEMA,
+        made="encoded",
+        remedy="choose another --set data.folder=FOLDER",
     )
     count: collections.Counter[str] = collections.Counter()
-    shards = [
+    places = [
         (folder / name, indices)
         for split, parts in plan.items()
-        for name, indices in zip(encoded.shard_names(split, len(parts)), parts, strict=True)
+        for name, indices in zip(shards.shard_names(split, len(parts)), parts, strict=True)
     ]
-    for path, indices in shards[jax.process_index() :: jax.process_count()]:
-        entry = encoded.read_entry(folder, path.name)
+    for path, indices in places[jax.process_index() :: jax.process_count()]:
+        entry = shards.read_entry(folder, path.name)
         if entry is None:
             _encode_shard(
                 path, indices, source, task, autoencoder, settings, batch, on_samples=on_samples
             )
-            entry = encoded.read_entry(folder, path.name) or {"records": 0, "skipped": []}
+            entry = shards.read_entry(folder, path.name) or {"records": 0, "skipped": []}
         else:
             on_samples(len(indices))
         count.update(records=entry["records"], skipped=len(entry["skipped"]))
@@ -191,30 +192,29 @@ def _encode_shard(
             return None
 
     pairs = [(int(i), n) for i in indices for n in range(settings.samples)]
-    largest, records = Largest(), 0
+    largest = Largest()
     width = batch * jax.local_device_count()
-    with written_whole(path) as partial:
-        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
-        try:
-            with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:
-                for start in range(0, len(pairs), 4 * width):
-                    chunk = pairs[start : start + 4 * width]
-                    prepared = [found for found in pool.map(load, chunk) if found is not None]
-                    for example in encode_examples(prepared, autoencoder=autoencoder, width=width):
-                        writer.write(encoded.encode_record(example))
-                        largest = largest.with_example(example)
-                        records += 1
-                    on_samples(len({index for index, _ in chunk}))
-                    if len(skipped) > max(_SKIPPED_AT_LEAST, _MAX_SKIPPED * len(pairs)):
-                        raise TooManySkippedError(
-                            f"{len(skipped)} of {len(pairs)} samples cannot be used; the last: "
-                            f"{skipped[-1]}"
-                        )
-        finally:
-            writer.close()
-            if not records:
-                partial.unlink(missing_ok=True)
-    encoded.write_entry(path, records=records, largest=largest, skipped=sorted(skipped))
+
+    def records() -> Iterator[bytes]:
+        nonlocal largest
+        with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:
+            for start in range(0, len(pairs), 4 * width):
+                chunk = pairs[start : start + 4 * width]
+                prepared = [found for found in pool.map(load, chunk) if found is not None]
+                for example in encode_examples(prepared, autoencoder=autoencoder, width=width):
+                    largest = largest.with_example(example)
+                    yield encoded.encode_record(example)
+                on_samples(len({index for index, _ in chunk}))
+                if len(skipped) > max(_SKIPPED_AT_LEAST, _MAX_SKIPPED * len(pairs)):
+                    raise TooManySkippedError(
+                        f"{len(skipped)} of {len(pairs)} samples cannot be used; the last: "
+                        f"{skipped[-1]}"
+                    )
+
+    count = shards.write_shard(path, records())
+    shards.write_entry(
+        path, records=count, largest=dataclasses.asdict(largest), skipped=sorted(skipped)
+    )
 
 
 def prepare(

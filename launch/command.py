@@ -145,24 +145,32 @@ def describe(error: Exception) -> str | None:
 
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
+    from data_pipelines.curate.clips import ClipError
+    from data_pipelines.curate.pairs import PairError
     from data_pipelines.encoded import EncodedError
     from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
+    from data_pipelines.shards import ManifestError
+    from data_pipelines.sources.base import SourceError
     from unidiff_jax.evals.results import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
 
     return (
+        ClipError,
         ConfigError,
         EncodedError,
         FolderError,
         GenerateError,
         InputError,
+        ManifestError,
         MappingError,
+        PairError,
         RecordsError,
         ReportError,
+        SourceError,
         TooManySkippedError,
     )
 

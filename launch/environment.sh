@@ -13,9 +13,6 @@ add up over calls. Where nothing has changed since the last call it does nothing
   PYTHON   the Python to make it with, 3.11 or later (default: the first found on the PATH)
   VENV     where to make it (default: .venv)
   PIP_*    pip's own settings, such as PIP_INDEX_URL, PIP_FIND_LINKS or PIP_VERBOSE
-
-curate needs older versions of some packages (constraints-curate.txt); to keep the default ones
-beside it, give it an environment of its own: VENV=~/venvs/curate ./launch/environment.sh curate
 TEXT
 }
 
@@ -70,11 +67,9 @@ is_recent "$python" || fail "$venv has $("$python" --version); remove it, 3.11 o
 installed="$(sed -n 2p "$stamp" 2>/dev/null || true)"
 extras="$(echo $installed "$@" | tr ' ' '\n' | sort -u | sed '/^none$/d' | xargs)"
 [[ -n $extras ]] || extras=none
-constraints=constraints.txt
-[[ " $extras " == *" curate "* ]] && constraints=constraints-curate.txt
 
 # The folder is part of it because an editable install points to it.
-state="$( (pwd && cat setup.py pyproject.toml "$constraints") |
+state="$( (pwd && cat setup.py pyproject.toml constraints.txt) |
   "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 
 if [[ "$(cat "$stamp" 2>/dev/null || true)" == "$state ready"$'\n'"$extras" ]]; then
@@ -84,9 +79,9 @@ fi
 
 target="."
 [[ $extras == none ]] || target=".[${extras// /,}]"
-say "$python -m pip install -c $constraints -e $target (a minute or two the first time)"
+say "$python -m pip install -c constraints.txt -e $target (a minute or two the first time)"
 printf '%s\n%s\n' "$state incomplete" "$extras" >"$stamp"
 PIP_DISABLE_PIP_VERSION_CHECK="${PIP_DISABLE_PIP_VERSION_CHECK:-1}" \
-  "$python" -m pip install --quiet -c "$constraints" -e "$target"
+  "$python" -m pip install --quiet -c constraints.txt -e "$target"
 printf '%s\n%s\n' "$state ready" "$extras" >"$stamp"
 say "$venv is ready ($("$python" --version), extras: $extras)"

@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# Writes constraints.txt and constraints-curate.txt from setup.py.
+# Writes constraints.txt from setup.py.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: ./launch/lock.sh [--upgrade | --upgrade-package NAME]
 
-Resolves setup.py into two files of locked versions, each valid for Python 3.11 and later:
-
-  constraints.txt         the base and the extras dev, eval, torch, tpu and cuda
-  constraints-curate.txt  the base and the extras dev, eval, torch and curate
+Resolves setup.py with all its extras into constraints.txt: locked versions, valid for Python 3.11
+and later.
 
 Without an argument the present pins are kept wherever they still satisfy setup.py. Arguments are
 handed to `uv pip compile`. uv is in the extra dev: ./launch/environment.sh dev
@@ -27,25 +25,11 @@ uv="${VENV:-.venv}/bin/uv"
   exit 1
 }
 
-# lock OUTPUT EXTRA... [-- UV_ARGUMENT...]
-lock() {
-  local output=$1 extras=()
-  shift
-  while [[ $# -gt 0 && $1 != -- ]]; do
-    extras+=(--extra "$1")
-    shift
-  done
-  [[ $# -gt 0 ]] && shift
-  echo "lock.sh: resolving $output"
-  # fork-strategy fewest: the newest version that every Python of the range can have, rather than
-  # one version a Python. So 3.11 and 3.12 test the same jax.
-  "$uv" pip compile setup.py "${extras[@]}" \
-    --universal --python-version 3.11 --fork-strategy fewest \
-    --strip-extras --annotation-style line \
-    --no-emit-index-url --no-emit-find-links \
-    --custom-compile-command "./launch/lock.sh" \
-    --quiet --output-file "$output" "$@"
-}
-
-lock constraints.txt dev eval torch tpu cuda -- "$@"
-lock constraints-curate.txt dev eval torch curate -- "$@"
+# fork-strategy fewest: the newest version that every Python of the range can have, rather than one
+# version a Python. So 3.11 and 3.12 test the same jax.
+"$uv" pip compile setup.py --all-extras \
+  --universal --python-version 3.11 --fork-strategy fewest \
+  --strip-extras --annotation-style line \
+  --no-emit-index-url --no-emit-find-links \
+  --custom-compile-command "./launch/lock.sh" \
+  --quiet --output-file constraints.txt "$@"

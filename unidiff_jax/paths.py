@@ -12,12 +12,14 @@ ways that code has to know:
 
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -87,6 +89,12 @@ def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
     yield partial
     if partial.exists():
         partial.replace(local)
+
+
+def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:
+    """Writes settings in one step, making the folder: a reader sees the old file or the new one."""
+    with written_whole(path) as file:
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager

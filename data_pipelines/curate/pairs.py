@@ -14,6 +14,9 @@ import numpy as np
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 
 SCHEMA = "pair/1"
+NAME = "pairs"
+"""What record files begin with."""
+
 _KEY = "unidiff_pair"
 
 

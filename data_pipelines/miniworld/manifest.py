@@ -14,7 +14,7 @@ import shlex
 from typing import Any
 
 from data_pipelines.miniworld.scene import SPLITS
-from unidiff_jax.paths import AnyPath, as_path, is_remote, written_whole
+from unidiff_jax.paths import AnyPath, as_path, is_remote, write_json
 
 SCHEMA = "miniworld/1"
 GENERATOR = 1  # raise it whenever the same settings would give other bytes
@@ -110,9 +110,7 @@ def file_entry(path: AnyPath, *, num_records: int) -> dict[str, Any]:
 
 def write(folder: AnyPath, manifest: Manifest) -> None:
     """Writes `manifest.json` in one step: a reader sees the old one or the new one."""
-    tree = dataclasses.asdict(manifest)
-    with written_whole(as_path(folder) / NAME) as file:
-        file.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
+    write_json(as_path(folder) / NAME, dataclasses.asdict(manifest))
 
 
 def read(folder: AnyPath) -> Manifest:

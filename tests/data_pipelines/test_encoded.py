@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import encoded
+from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedError, EncodedExample, EncodedSource
 from data_pipelines.encoder import EncodeSettings, TooManySkippedError, encode_dataset, split_plan
 from data_pipelines.sources.base import SampleError
@@ -143,7 +143,7 @@ def test_a_stopped_job_continues_and_gives_the_same_records(tmp_path):
     again = Edits()
     assert encode(tmp_path / "stopped", again) == {"records": 20, "skipped": 0}
     assert len(again.read) < 20  # a finished shard was kept
-    for name in encoded.shard_names("train", 2):
+    for name in shards.shard_names("train", 2):
         first, second = ((tmp_path / f / name).read_bytes() for f in ("whole", "stopped"))
         assert first == second
 
@@ -223,7 +223,7 @@ def test_other_settings_are_refused(tmp_path):
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text('{"schema": 2}'), "has schema 2, not"),
         (
-            lambda f: (f / encoded.shard_names("train", 2)[1]).write_bytes(b"cut"),
+            lambda f: (f / shards.shard_names("train", 2)[1]).write_bytes(b"cut"),
             "is not encoded yet",
         ),
     ],

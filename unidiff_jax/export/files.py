@@ -15,7 +15,7 @@ import safetensors
 from etils import epath
 from safetensors.numpy import save_file
 
-from unidiff_jax.paths import AnyPath, as_path, is_remote, written_whole
+from unidiff_jax.paths import AnyPath, as_path, is_remote, write_json, written_whole
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
 """Names that diffusers and transformers give the weights, without their ending."""
@@ -206,12 +206,6 @@ def weights_digest(folder: AnyPath) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:
-    """Writes settings, making the folder."""
-    with written_whole(path) as file:
-        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def write_model(

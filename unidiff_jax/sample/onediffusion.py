@@ -35,10 +35,10 @@ from PIL import Image
 
 from unidiff_jax import cameras
 from unidiff_jax.config import Config, ConfigError
-from unidiff_jax.export.files import read_config, write_json
+from unidiff_jax.export.files import read_config
 from unidiff_jax.flow import shift_sigma
 from unidiff_jax.models.dit import DiTConfig
-from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.paths import AnyPath, as_path, write_json
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.denoiser import (
     Denoiser,

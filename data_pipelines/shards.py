@@ -1,0 +1,121 @@
+"""Folders of record files that long jobs write: what is finished, and with which settings.
+
+    FOLDER/manifest.json                      schema and settings
+    FOLDER/NAME-00000-of-00008.array_record   records; none where a shard is empty
+    FOLDER/NAME-00000-of-00008.json           {records, bytes, sha256, ...}
+
+A shard counts once its JSON file is there, which is written last. So a job that was stopped goes on
+with the shards that are not finished.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from array_record.python import array_record_module
+
+from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import AnyPath, as_path, write_json, written_whole
+
+_WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
+
+
+class ManifestError(ValueError):
+    """A folder without a manifest, or with one that is damaged or of another schema."""
+
+
+def shard_names(name: str, count: int) -> list[str]:
+    """Names of the record files."""
+    return [f"{name}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
+
+
+def read_manifest(folder: AnyPath, *, schema: str) -> dict[str, Any]:
+    """The folder's manifest.
+
+    Raises:
+      ManifestError: there is none, or of another schema.
+    """
+    path = as_path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest["schema"]
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path} is damaged ({error})") from None
+    if found != schema:
+        raise ManifestError(f"{path} has schema {found!r}, not {schema!r}")
+    return manifest
+
+
+def claim_folder(
+    folder: AnyPath, manifest: Mapping[str, Any], *, schema: str, made: str, remedy: str
+) -> None:
+    """Writes the manifest, or checks that the folder was begun with the same one.
+
+    Args:
+      folder: to be written.
+      manifest: settings, and all that decides the records.
+      schema: of the records.
+      made: what the folder was, such as "encoded", for the message.
+      remedy: how to choose another folder, for the message.
+
+    Raises:
+      ConfigError: it was begun with other settings; names those that differ.
+      ManifestError: its manifest cannot be read.
+    """
+    path = as_path(folder) / "manifest.json"
+    wanted = json.loads(json.dumps({"schema": schema, **manifest}))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = read_manifest(folder, schema=schema)
+    other = [
+        f"{key} was {found.get(key)!r}, now {wanted[key]!r}"
+        for key in sorted(wanted)
+        if found.get(key) != wanted[key]
+    ]
+    if other:
+        raise ConfigError(
+            f"{folder} was {made} with other settings ({'; '.join(other)}); remove it, or {remedy}"
+        )
+
+
+def write_shard(path: AnyPath, records: Iterable[bytes]) -> int:
+    """Writes a shard's records, in one step, and returns their number; none makes no file."""
+    count = 0
+    with written_whole(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+        try:
+            for record in records:
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+            if not count:
+                partial.unlink(missing_ok=True)
+    return count
+
+
+def write_entry(path: AnyPath, *, records: int, **known: Any) -> None:
+    """Says that a shard is finished, and what else is known of it."""
+    path, digest = as_path(path), ""
+    if records:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+    size = path.stat().length if records else 0
+    write_json(
+        path.with_suffix(".json"), {"records": records, "bytes": size, "sha256": digest, **known}
+    )
+
+
+def read_entry(folder: AnyPath, name: str) -> dict[str, Any] | None:
+    """What is known of a finished shard; None where it is missing or not whole."""
+    path = as_path(folder) / name
+    try:
+        entry = json.loads(path.with_suffix(".json").read_text())
+        whole = not entry["records"] or path.stat().length == entry["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry if whole else None

@@ -3,10 +3,12 @@
     python -m launch.bench --config configs/quickstart.py
     python -m launch.bench --config configs/quickstart.py --parts step,data --json bench.json
     python -m launch.bench --model onediffusion_mid --steps 5
+    python -m launch.bench --data clips
 
 Reads the config's data and writes nothing but the JSON file. The step is the median of `--steps`;
 the rates are the best of three, because other work on the machine only ever makes them lower.
-`--model` times a network of fixed size instead, beside PyTorch where that is installed.
+`--model` times a network of fixed size instead, beside PyTorch where that is installed; `--data`
+the curation of a folder of videos, beside their bare decoding.
 """
 
 import functools
@@ -35,7 +37,7 @@ from data_pipelines.miniworld.benchmark import measure
 from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
-from launch import bench_network, command
+from launch import bench_network, bench_video, command
 from unidiff_jax.config import ConfigError, config_error, to_dict
 from unidiff_jax.flops import train_flops
 from unidiff_jax.flow import FlowConfig
@@ -379,6 +381,13 @@ def format_table(numbers: Numbers) -> str:
     rows, faults = [], []
     if "model" in numbers:
         rows += bench_network.rows(numbers["model"])
+    if "video" in numbers:
+        rows += bench_video.rows(numbers["video"])
+        if numbers["video"]["share"] < bench_video.MIN_SHARE:
+            faults.append(
+                f"pairs come at less than {bench_video.MIN_SHARE:.0%} of the decoding rate: keep "
+                "fewer frames a second (launch.curate --fps) or take fewer pairs (--per_shot)"
+            )
     if "step" in numbers:
         n = numbers["step"]
         rows += [
@@ -453,6 +462,7 @@ def define_flags() -> None:
         list(bench_network.WORKLOADS),
         "Time this network beside PyTorch; no config, no parts.",
     )
+    flags.DEFINE_string("data", None, "Curate this folder of videos; no config, no parts.")
     flags.DEFINE_string("json", None, "File for the numbers.")
 
 
@@ -463,7 +473,10 @@ def main(argv: list[str]) -> None:
     model, path, num_steps = flags.FLAGS.model, flags.FLAGS.json, flags.FLAGS.steps
     if path and not pathlib.Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"--json: there is no folder {pathlib.Path(path).parent}")
-    if model:
+    if flags.FLAGS.data:
+        measured = bench_video.measure(flags.FLAGS.data, num_rounds=REPEATS)
+        numbers = {"machine": describe_machine(), "video": measured}
+    elif model:
         measured = bench_network.measure(model, num_rounds=num_steps)
         numbers = {"machine": describe_machine(), "model": measured}
     else:

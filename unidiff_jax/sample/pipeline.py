@@ -202,9 +202,7 @@ class Pipeline:
             if prompt is None:
                 prompt = spec.write(item, style=self.maker.style, base=base_prompt, tags=tags)
             example = self.maker.example(spec, item, example_id=1, prompt=prompt)
-        except (
-            ValueError
-        ) as error:  # a part that the prompt does not have, or too long for the model
+        except ValueError as error:  # too long for the model, or a part that its prompts lack
             raise InputError(str(error)) from None
         size = self.config.image_size
         made = self.generate(

@@ -4,9 +4,9 @@
 
 From the paper: text, given and generated frames in one stream (`fusion="joint"`); role embeddings
 and names tied to the words IMG1, RES1, ...; clean conditions without a noise level; prompts with
-context; and its video tasks: frame to frame, objects in a new scene, insertion, local inpainting,
-masks and depth. Chosen here: the shares of the tasks, and sizes and x-prediction, which are the
-quick start's.
+context; several results in one pass (an edit and the mask of what changes); and its video tasks:
+frame to frame, objects in a new scene, insertion, local inpainting, masks and depth. Chosen here:
+the shares of the tasks, and sizes and x-prediction, which are the quick start's.
 
 | arm | what is different (the paper's Table 4) |
 |---|---|
@@ -33,7 +33,10 @@ _VIDEO = {
     "depth": {"weight": 0.3, "loss_weight": 1.0},
     "depth_to_image": {"weight": 0.5, "loss_weight": 2.0},
 }
-_EXPERT = {"edit": {"weight": 3.0, "loss_weight": 3.0}}
+_EXPERT = {
+    "edit": {"weight": 3.0, "loss_weight": 3.0},
+    "edit_with_mask": {"weight": 0.3, "loss_weight": 2.0},
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

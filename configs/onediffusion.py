@@ -33,6 +33,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.latents import reading, released_parts, shrink, training
 from configs.meshes import get_mesh
 from unidiff_jax.config import ConfigError, parse_arg
 
@@ -105,18 +106,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     stage = STAGES[args.stage]
     adapts = args.lora > 0 or args.stage in ("subject", "finetune")
     start = args.weights if args.start == "released" or adapts else args.start
-    config = ConfigDict()
+    config = released_parts(args.weights)
     config.seed = 0
     config.image_size = stage["size"]
-    config.autoencoder = {
-        "folder": f"{args.weights}/vae",
-        "downscale": 8,
-        "latent_channels": 16,
-        "dtype": "bfloat16",
-    }
-    config.patch = 2
-    config.max_text = 300
-
     config.model = {
         "hidden_dim": 3840,
         "depth": 16,
@@ -128,23 +120,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "remat": "full",
         "dtype": "bfloat16",
     }
-    config.text = {  # T5 1.1 XL
-        "vocab_size": 32128,
-        "d_model": 2048,
-        "d_ff": 5120,
-        "d_kv": 64,
-        "num_layers": 24,
-        "num_heads": 32,
-        "scan_layers": True,
-        "remat": "none",
-        "dtype": "bfloat16",
-    }
-    config.init = {
-        "transformer": "" if start == "random" else f"{start}/transformer",
-        "text_encoder": f"{args.weights}/text_encoder",
-        "tokenizer": f"{args.weights}/tokenizer",
-        "frozen_dtype": "bfloat16",
-    }
+    config.init.transformer = "" if start == "random" else f"{start}/transformer"
     config.lora = {
         "rank": args.lora,
         "alpha": float(args.lora or 1),
@@ -167,15 +143,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "sources": _sources(
             stage["tasks"], size=stage["size"], is_mixed="multiview" in stage["tasks"]
         ),
-        "encode": {"buckets": True, "validation": 512, "shards": 64, "seed": 0, "batch": 16},
+        **reading(),
         "caption_dropout": 0.1,
         "shift": 3.0,
         "row": stage["row"],
         "batch_rows": stage["batch_rows"],
-        "num_bins": 32,
-        "num_shards": 32,
-        "read_threads": 16,
-        "prefetch": 4,
     }
     config.optim = {
         "name": "adamw",
@@ -192,18 +164,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optim.learning_rate = 1e-4 if args.lora else 2e-5
         config.optim.warmup_steps = 200
         config.optim.ema_decay = 0.999
-    config.train = {
-        "num_steps": args.steps or stage["num_steps"],
-        "num_microbatches": 1,
-        "trainable": ".*/lora_[ab]" if args.lora else "dit/.*",
-        "compiler_options": {},
-        "log_every": 100,
-        "eval_every": 5000,
-        "eval_items": 64,
-        "sample_every": 5000,
-        "save_every": 1000,
-        "keep": 3,
-    }
+    config.train = training(
+        num_steps=args.steps or stage["num_steps"],
+        trainable=".*/lora_[ab]" if args.lora else "dit/.*",
+    )
     config.sample = {"num_steps": 30, "solver": "euler", "guidance": 4.0}
     config.mesh = get_mesh(args.mesh)
     if args.tiny:
@@ -261,19 +225,9 @@ def _sources(tasks: dict[str, float], *, size: int, is_mixed: bool) -> dict[str,
 
 
 def _shrink(config: ConfigDict, *, steps: int) -> None:
-    """Sizes of `launch.tiny_onediffusion`, MiniWorld pictures and a run of a minute."""
-    config.image_size = 64
-    config.max_text = 64
-    config.model.update(
-        {"hidden_dim": 96, "depth": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_multiple_of": 32}
-    )
-    config.model.update({"dtype": "float32", "remat": "none"})
-    config.text.update({"vocab_size": 512, "d_model": 64, "d_ff": 128, "d_kv": 16})
-    config.text.update({"num_layers": 2, "num_heads": 4, "dtype": "float32"})
-    config.init.frozen_dtype = "float32"
-    config.autoencoder.dtype = "float32"
+    """Tiny sizes, and MiniWorld pictures."""
+    shrink(config, steps=steps, max_text=64)
     data = config.data
-    data.folder = f"{data.folder}-tiny"
     known = ("text_to_image", "depth_to_image", "layout_to_image", "inpaint", "edit", "multiview")
     data.tasks = {name: task for name, task in data.tasks.to_dict().items() if name in known}
     data.sources = {
@@ -281,18 +235,4 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
         | {"samples": 1, "only_views": name == "multiview"}
         for name in data.tasks
     }
-    data.encode.update({"buckets": False, "validation": 20, "shards": 2})
     data.row = {"tokens": 128, "frames": 9, "segments": 5, "text": 256}
-    data.update({"batch_rows": 8, "num_bins": 8, "num_shards": 1, "read_threads": 0})
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.99})
-    config.train.update(
-        {
-            "num_steps": steps or 200,
-            "log_every": 20,
-            "eval_every": 100,
-            "eval_items": 16,
-            "sample_every": 100,
-            "save_every": 100,
-        }
-    )
-    config.sample.num_steps = 4

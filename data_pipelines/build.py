@@ -81,10 +81,12 @@ def check_data(config: ConfigDict) -> None:
     """Opens the records and checks that tasks and sizes fit them.
 
     Raises:
-      ConfigError: an unknown task, or sizes that do not divide, fit a row or match the records.
+      ConfigError: an unknown task, sizes that do not divide, fit a row or match the records, or a
+        tokenizer without the names by which prompts call frames.
       EncodedError, RecordsError: records are missing or damaged.
     """
     _check_shards(config)
+    _check_names(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
         raise ConfigError(
@@ -120,6 +122,16 @@ def check_data(config: ConfigDict) -> None:
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
                 f"a side; for example --set image_size={height}"
             )
+
+
+def _check_names(config: ConfigDict) -> None:
+    folder = config.init.tokenizer
+    if folder and prompt_style(config) != "token" and not Tokenizer(folder).names_frames:
+        raise ConfigError(
+            f"data.prompts={config.data.prompts!r} calls frames {next(iter(FRAME_NAMES))} and so "
+            f"on, but init.tokenizer={folder!r} has no pieces for these words and fewer than "
+            f"{len(FRAME_NAMES)} spare ids (a T5's tokenizer_config.json says extra_ids 100)"
+        )
 
 
 def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> None:

@@ -6,8 +6,8 @@
 
 A record is one example of one task as a safetensors blob: `mean.N` and `std.N`, float16 (rows,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
-frames have no `std`. Its texts are JSON in the blob's metadata. Training draws latents from the
-posteriors in the step (`flow.draw_latents`), so that epochs differ.
+frames have no `std`. Its texts and tags are JSON in the blob's metadata. Training draws latents
+from the posteriors in the step (`flow.draw_latents`), so that epochs differ.
 """
 
 import concurrent.futures
@@ -42,11 +42,13 @@ class EncodedExample:
       means: a (rows, columns, channels) array a frame, in the task's order.
       stds: of the same shapes; zeros where the frame is exact.
       texts: the fields of the prompt; a list of texts is a choice.
+      tags: context tags of the example's own, beside the task's (`unidiff_jax.tasks`).
     """
 
     means: Sequence[np.ndarray]
     stds: Sequence[np.ndarray]
     texts: Mapping[str, str | list[str]]
+    tags: Sequence[str] = ()
 
 
 def encode_record(example: EncodedExample) -> bytes:
@@ -56,7 +58,8 @@ def encode_record(example: EncodedExample) -> bytes:
         tensors[f"mean.{number}"] = np.ascontiguousarray(mean, np.float16)
         if std.any():
             tensors[f"std.{number}"] = np.ascontiguousarray(std, np.float16)
-    return pack_blob(tensors, {"schema": SCHEMA, "texts": dict(example.texts)}, key=_KEY)
+    values = {"schema": SCHEMA, "texts": dict(example.texts), "tags": list(example.tags)}
+    return pack_blob(tensors, values, key=_KEY)
 
 
 def decode_record(blob: bytes) -> EncodedExample:
@@ -75,7 +78,7 @@ def decode_record(blob: bytes) -> EncodedExample:
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
             for n, mean in enumerate(means)
         ]
-        return EncodedExample(means, stds, values["texts"])
+        return EncodedExample(means, stds, values["texts"], tuple(values.get("tags", ())))
     except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
 
@@ -126,12 +129,12 @@ class EncodedSource:
     def item(
         self, record: EncodedExample, task: Task, rng: np.random.Generator
     ) -> Mapping[str, Any]:
-        """Latents, their deviations, and texts; where a text is a choice, one of them."""
+        """Latents, their deviations, tags, and texts; where a text is a choice, one of them."""
         texts = {
             name: text if isinstance(text, str) else text[int(rng.integers(len(text)))]
             for name, text in record.texts.items()
         }
-        return {"latents": record.means, "stds": record.stds, **texts}
+        return {"latents": record.means, "stds": record.stds, "tags": record.tags, **texts}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,7 @@ class _Prepared:
 
     frames: Sequence[np.ndarray]
     texts: Mapping[str, str]
+    tags: Sequence[str]
 
 
 def encode_dataset(
@@ -225,7 +226,7 @@ def prepare(
     downscale: int,
     channels: int,
 ) -> _Prepared:
-    """Pictures cut to their size, cameras as ray maps, and the texts of the prompt.
+    """Pictures cut to their size, cameras as ray maps, and the texts and tags of the prompt.
 
     Raises:
       SampleError: a field is missing, or lists differ in length.
@@ -255,7 +256,8 @@ def prepare(
             cut = ImageOps.fit(value, (width, height), Image.Resampling.BICUBIC)
             value = np.asarray(cut)
         frames.append(value)
-    return _Prepared(frames, {name: sample[name] for name in task.prompt_fields})
+    texts = {name: sample[name] for name in task.prompt_fields}
+    return _Prepared(frames, texts, tuple(sample.get("tags", ())))
 
 
 def _rays_of(value: Any, *, size: int, channels: int) -> Any:
@@ -293,4 +295,5 @@ def encode_examples(
             found[e, f] if (e, f) in found else (frame, np.zeros(frame.shape, np.float32))
             for f, frame in enumerate(example.frames)  # a ray frame is exact
         ]
-        yield EncodedExample([m for m, _ in pairs], [s for _, s in pairs], dict(example.texts))
+        means, stds = ([pair[i] for pair in pairs] for i in range(2))
+        yield EncodedExample(means, stds, dict(example.texts), example.tags)

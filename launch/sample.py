@@ -5,9 +5,18 @@
         --out edited.png
     python -m launch.sample --task depth_to_image --given depth=depth.png \\
         --prompt "a red cube on a grey floor" --out picture.png
+
+A model that was trained on prompts in three parts (`data.prompts=context`) takes each from the task
+unless it is given; the given pictures are IMG1, IMG2, ... in the task's order:
+
+    python -m launch.sample --workdir runs/unireal --task customize --out together.png \\
+        --given assets=dog.png --given assets=bowl.png --given assets=spot.png \\
+        --base_prompt "The dog from IMG1 drinks from the bowl of IMG2 on the grass of IMG3" \\
+        --tags "with reference object,realistic style"
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -29,8 +38,11 @@ def define_flags() -> None:
     flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.", required=True)
     flags.DEFINE_string("image", None, "The task's given picture, where it has one.")
     flags.DEFINE_multi_string("given", [], "A given frame, repeatable: --given depth=depth.png")
+    flags.DEFINE_multi_string("role", [], "A given frame's role, repeatable: --role source=asset")
     flags.DEFINE_string("prompt", None, "Caption, expression or instruction of the task.")
     flags.DEFINE_string("full_prompt", None, "The whole prompt, in place of the task's template.")
+    flags.DEFINE_string("base_prompt", None, "The prompt's words, in place of the task's.")
+    flags.DEFINE_list("tags", None, "The prompt's context tags, in place of the task's.")
     flags.DEFINE_string("out", "out.png", "Picture to write: PNG, JPEG or WebP.")
     flags.DEFINE_integer("num_steps", None, "Solver steps.", lower_bound=1)
     flags.DEFINE_enum("solver", None, SOLVERS, "Solver.")
@@ -46,11 +58,12 @@ def main(argv: list[str]) -> None:
     if values.task not in TASKS:
         raise InputError(f"no task {values.task!r}; tasks are: {', '.join(TASKS)}")
     task = TASKS[values.task]
-    if values.prompt is not None and values.full_prompt is not None:
-        raise InputError("give --prompt or --full_prompt, not both")
+    words = ("prompt", "full_prompt", "base_prompt")
+    if sum(values[name].value is not None for name in words) > 1:
+        raise InputError(f"give one of {', '.join(f'--{name}' for name in words)}")
     paths = output_paths(values.out, fields=task.generate)
     fields = given_fields(task, image=values.image, given=values.given)
-    if values.full_prompt is None:
+    if values.full_prompt is None and values.base_prompt is None:
         fields |= text_fields(task, prompt=values.prompt)
     load_workdir_config(values.workdir)  # before Orbax makes the folder of a run that is not there
     pipeline = Pipeline.from_workdir(values.workdir, step=values.step)
@@ -58,6 +71,9 @@ def main(argv: list[str]) -> None:
         values.task,
         seed=values.seed,
         prompt=values.full_prompt,
+        base_prompt=values.base_prompt,
+        tags=values.tags,
+        roles=given_roles(values.role),
         num_steps=values.num_steps,
         solver=values.solver,
         guidance=values.guidance,
@@ -66,13 +82,16 @@ def main(argv: list[str]) -> None:
     save(made, paths=paths)
 
 
-def given_fields(task: Task, *, image: str | None, given: Sequence[str]) -> dict[str, str]:
-    """Paths by field from `--image` and `--given`.
+def given_fields(
+    task: Task, *, image: str | None, given: Sequence[str]
+) -> dict[str, str | list[str]]:
+    """Paths by field from `--image` and `--given`; lists for the frames that the task repeats.
 
     Raises:
       InputError: a malformed or repeated field, or `--image` where it is not clear which it is.
     """
-    fields: dict[str, str] = {}
+    repeated = {frame.field for frame in task.frames[len(task.frames) - task.repeats :]}
+    fields: dict[str, Any] = {}
     for text in given:
         name, sign, path = text.partition("=")
         if not (name and sign and path):
@@ -80,6 +99,9 @@ def given_fields(task: Task, *, image: str | None, given: Sequence[str]) -> dict
         if name not in task.given:
             wants = ", ".join(task.given) or "no picture"
             raise InputError(f"task {task.name!r} is given {wants}, not {name!r}")
+        if name in repeated:
+            fields.setdefault(name, []).append(path)
+            continue
         if name in fields:
             raise InputError(f"--given {name} appears twice")
         fields[name] = path
@@ -93,6 +115,19 @@ def given_fields(task: Task, *, image: str | None, given: Sequence[str]) -> dict
             )
         fields[free[0]] = image
     return fields
+
+
+def given_roles(texts: Sequence[str]) -> dict[str, str]:
+    """Roles by field from `--role`; raises InputError for a malformed or repeated one."""
+    roles: dict[str, str] = {}
+    for text in texts:
+        name, sign, role = text.partition("=")
+        if not (name and sign and role):
+            raise InputError(f"--role {text} is not FIELD=ROLE, such as --role source=asset")
+        if name in roles:
+            raise InputError(f"--role {name} appears twice")
+        roles[name] = role
+    return roles
 
 
 def text_fields(task: Task, *, prompt: str | None) -> dict[str, str]:

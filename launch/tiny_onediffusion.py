@@ -23,7 +23,7 @@ from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE, t5_config
 from unidiff_jax.sample.onediffusion import FlowMatchSchedule, OneDiffusionPipeline
 from unidiff_jax.tasks import TASKS
-from unidiff_jax.text import Tokenizer, train_tokenizer
+from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
 from unidiff_jax.types import Params
 
 TRANSFORMER = {
@@ -92,8 +92,9 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
     train_tokenizer(
         (f"{a} {b}" for a in sorted(VOCABULARY) for b in sorted(VOCABULARY)),
         folder=folder / "tokenizer",
-        vocab_size=T5["vocab_size"],
+        vocab_size=T5["vocab_size"] - len(FRAME_NAMES),
         words=words,
+        extra_ids=len(FRAME_NAMES),
     )
     tokenizer = Tokenizer(folder / "tokenizer")
     keys = iter(jax.random.split(jax.random.key(seed), 3))

@@ -17,7 +17,7 @@ embeddings and not words. `base` is that without the tags.
 
 import dataclasses
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unidiff_jax.types import Kind, Role
@@ -100,14 +100,36 @@ class Task:
             filled += [(frame, item[frame.field][number]) for frame in self.frames[once:]]
         return filled
 
-    def write(self, item: Mapping[str, Any], *, style: str = "token") -> str:
-        """The prompt of an item; raises ValueError for an unknown style."""
+    def write(
+        self,
+        item: Mapping[str, Any],
+        *,
+        style: str = "token",
+        base: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> str:
+        """The prompt of an item.
+
+        Args:
+          item: its text fields; in the style `context` its own `tags` too.
+          style: one of `STYLES`.
+          base: base prompt, in place of the task's.
+          tags: in place of the task's and the item's; empty for none.
+
+        Raises:
+          ValueError: an unknown style, or one without the part that is given.
+        """
         if style not in STYLES:
             raise ValueError(f"prompt style {style!r} is unknown; one of {', '.join(STYLES)}")
+        for part, given, styles in (("base prompt", base, STYLES[1:]), ("tags", tags, STYLES[1:2])):
+            if given is not None and style not in styles:
+                raise ValueError(f"prompts of the style {style!r} have no {part}")
         if style == "token":
             return self.prompt.format_map(item).strip()
-        tags = [*self.tags, *item.get("tags", ())] if style == "context" else []
-        base = self.base.format_map(item).strip()
+        base = (self.base.format_map(item) if base is None else base).strip()
+        if style == "base":
+            return base
+        tags = [*self.tags, *item.get("tags", ())] if tags is None else tags
         return f"{', '.join(tags)}: {base}" if tags else base
 
     @property
@@ -129,6 +151,7 @@ _MASK = FrameSpec(field="mask", codec="mask", role=Role.CONTROL)
 _LAYOUT = FrameSpec(field="layout", role=Role.CONTROL)
 _HOLED = FrameSpec(field="holed", role=Role.CANVAS)
 _EDITED = FrameSpec(field="edited")
+_CHANGED = FrameSpec(field="changed", codec="mask", role=Role.CONTROL)
 _SOURCE = FrameSpec(field="source", role=Role.CANVAS)
 _LATER = FrameSpec(field="later")
 _EARLIER = FrameSpec(field="earlier", role=Role.CANVAS)
@@ -309,6 +332,17 @@ TASKS: dict[str, Task] = {
             tags=("with reference object", "static scenario"),
             metric="identity",
             repeats=1,
+        ),
+        Task(
+            id=21,
+            name="edit_with_mask",
+            title="Editing, and the mask of what changes",
+            frames=(_EDITED, _CHANGED, _SOURCE),
+            generate=("edited", "changed"),
+            prompt="[[image_editing]] {instruction}, with the mask",
+            base="{instruction} in IMG1; and in RES2 the mask of what changes",
+            tags=("static scenario", "perception task"),
+            metric="edit_gain",
         ),
     )
 }

@@ -80,6 +80,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._pieces.vocab_size()
 
+    @property
+    def names_frames(self) -> bool:
+        """Whether every frame name is a token."""
+        return len(self._name_ids) == len(FRAME_NAMES)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, closed by `END`; the empty text is `[END]`."""
         return [*self._pieces.encode(text), END]
@@ -104,7 +109,12 @@ class Tokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, folder: AnyPath, vocab_size: int, words: Iterable[str] = ()
+    texts: Iterable[str],
+    *,
+    folder: AnyPath,
+    vocab_size: int,
+    words: Iterable[str] = (),
+    extra_ids: int = 0,
 ) -> None:
     """Trains a unigram sentencepiece model and writes the folder.
 
@@ -113,6 +123,7 @@ def train_tokenizer(
       folder: where to write.
       vocab_size: upper bound of the number of pieces; a small corpus may give fewer.
       words: kept whole, such as task tokens.
+      extra_ids: spare ids behind the pieces, as T5's 100.
     """
     folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +143,8 @@ def train_tokenizer(
         minloglevel=2,
     )
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512, **special}
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids, **special}
+    config["model_max_length"] = 512
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     with written_whole(folder / "spiece.model") as file:  # last: the folder is complete now

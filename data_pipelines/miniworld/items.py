@@ -6,6 +6,7 @@
 | depth | nearness in [0, 1] of the base picture |
 | mask, expression | the object that a referring expression means |
 | source, edited, instruction | an edit pair |
+| changed | mask of the pixels that the edit changes, shadows with them |
 | earlier, later, change | first and last frame of the clip |
 | layout | bounding boxes of the objects, filled with their colours, on black |
 | holed | base picture with a grey box over one object |
@@ -25,6 +26,7 @@ import numpy as np
 
 from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
+from unidiff_jax.evals.metrics import changed_pixels
 from unidiff_jax.tasks import Task
 
 TASK_NAMES = (
@@ -137,6 +139,10 @@ class MiniWorldSource:
             item["edit"], item["instruction"] = edit, edit["instruction"]
             item["object"] = edit["object"]
             item["source"], item["edited"] = record.rgb[edit["before"]], record.rgb[edit["after"]]
+        if "changed" in fields:
+            # and not the changed object's: one meaning for every kind of edit, a new floor too
+            pair = item["source"][None], item["edited"][None]
+            item["changed"] = changed_pixels(pair[0], target=pair[1])[0]
         if "later" in fields:
             if record.clip is None:
                 return None

@@ -13,15 +13,23 @@ from unidiff_jax import cameras
 from unidiff_jax.frames import CODECS
 from unidiff_jax.tasks import TASKS
 
+SHOWN_TASKS = (*TASK_NAMES, "customize", "insert", "edit_with_mask")
+"""Tasks whose fields a scene can have."""
+
 _SCENE_SCALE = 1.7
 """Distance from the first camera to the point that all look at, as in nerfstudio scenes."""
 
 
 class MiniWorldPictures:
-    """Samples with the fields of every task that a scene has; a `sources.RawSource`."""
+    """Samples with the fields of one task, or of several together; a `sources.RawSource`."""
 
     def __init__(
-        self, folder: str | os.PathLike, *, split: str = "train", only_views: bool = False
+        self,
+        folder: str | os.PathLike,
+        *,
+        split: str = "train",
+        only_views: bool = False,
+        fields_of: str | None = None,
     ):
         """Opens a split.
 
@@ -30,11 +38,14 @@ class MiniWorldPictures:
           split: of the records.
           only_views: scenes of whose clip only the camera moves; their samples have `views` and
             `cameras`.
+          fields_of: the one task whose fields samples have, and the item's tags; None is those of
+            `TASK_NAMES` together.
 
         Raises:
           RecordsError: no such folder or split.
         """
         self._source, self._only_views = MiniWorldSource(folder, split=split), only_views
+        self._tasks = [TASKS[name] for name in ([fields_of] if fields_of else TASK_NAMES)]
         self._indices = range(len(self._source))
         if only_views:
             self._indices = [i for i in self._indices if _has_views(self._source[i])]
@@ -43,9 +54,9 @@ class MiniWorldPictures:
     def fields(self) -> tuple[str, ...]:
         if self._only_views:
             return ("views", "cameras", "caption")
-        tasks = [TASKS[name] for name in TASK_NAMES]
-        frames = [frame.field for task in tasks for frame in task.frames]
-        return tuple(dict.fromkeys([*frames, *(f for task in tasks for f in task.prompt_fields)]))
+        frames = [frame.field for task in self._tasks for frame in task.frames]
+        texts = [field for task in self._tasks for field in task.prompt_fields]
+        return tuple(dict.fromkeys([*frames, *texts]))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -57,15 +68,21 @@ class MiniWorldPictures:
         if self._only_views:
             return _views(record, rng)
         sample: dict[str, Any] = {}
-        for name in TASK_NAMES:
-            task = TASKS[name]
+        for task in self._tasks:
             item = self._source.item(record, task, rng)
             if item is not None:
-                for frame in task.frames:
-                    rgb = CODECS["rgb"].read(CODECS[frame.codec].draw(item[frame.field]))
-                    sample[frame.field] = Image.fromarray(rgb)
+                sample |= {f.field: _draw(item[f.field], codec=f.codec) for f in task.frames}
                 sample |= {field: item[field] for field in task.prompt_fields}
+                if len(self._tasks) == 1:
+                    sample["tags"] = item.get("tags", ())
         return sample
+
+
+def _draw(value: Any, *, codec: str) -> Any:
+    """A field as a picture, or as a list of them where the task repeats it."""
+    if isinstance(value, list):
+        return [_draw(one, codec=codec) for one in value]
+    return Image.fromarray(CODECS["rgb"].read(CODECS[codec].draw(value)))
 
 
 def _has_views(record: Record) -> bool:

@@ -8,6 +8,7 @@ A sample is a dict of the fields that tasks name (`unidiff_jax.tasks`):
 | `views` | list of such pictures |
 | `cameras` | `unidiff_jax.cameras.Cameras`, one a view |
 | texts, such as `caption`, `instruction` | str |
+| `tags`, which a sample may lack | context tags of its prompt, a sequence of str |
 
 Nothing is encoded, cropped or resized here.
 """

@@ -8,12 +8,13 @@
 | `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes` or `miniworld` |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
+| `tags` | all | `AddedTags`: context tags of every sample |
 | `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
 | `layout` | folder | `open_folder` |
 | `num_kept` | parquet | `ParquetTable` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
-| `only_views` | miniworld | `MiniWorldPictures` |
+| `only_views`, `fields_of` | miniworld | `MiniWorldPictures` |
 """
 
 import difflib
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.miniworld.pictures import MiniWorldPictures
+from data_pipelines.miniworld.pictures import SHOWN_TASKS, MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
 from data_pipelines.sources.folders import LAYOUTS, open_folder
@@ -30,6 +31,7 @@ from data_pipelines.sources.parquet import ParquetTable
 from data_pipelines.sources.scenes import DOWNSCALES, SceneSource
 from data_pipelines.sources.subjects import SubjectSource
 from data_pipelines.sources.tables import Table, TableSource
+from data_pipelines.sources.tags import AddedTags
 from data_pipelines.sources.tars import TarTable
 from unidiff_jax.config import config_error
 
@@ -84,6 +86,7 @@ _COMMON = {
         ("blurred",),
     ),
     "add_of": _Option(_is_text, "takes the name of a field", "image"),
+    "tags": _Option(_are_texts, "takes a tuple of tags", ("realistic style",)),
 }
 _TABLE = {
     "fields": _Option(
@@ -134,6 +137,11 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
     },
     "miniworld": {
         "only_views": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
+        "fields_of": _Option(
+            lambda v: v is None or v in SHOWN_TASKS,
+            f"takes None or one of {', '.join(SHOWN_TASKS)}",
+            "customize",
+        ),
     },
 }
 
@@ -180,13 +188,14 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
     if "path" not in values:
         raise config_error(f"{key}.path", "is missing", options["path"].example)
     add, of = values.pop("add", ()), values.pop("add_of", "image")
+    tags = values.pop("tags", ())
     source = _open(kind, values, key)
-    if not add:
-        return source
-    try:
-        return AddedConditions(source, add, of=of)
-    except SourceError as error:
-        raise config_error(f"{key}.add_of", str(error), source.fields[0]) from None
+    if add:
+        try:
+            source = AddedConditions(source, add, of=of)
+        except SourceError as error:
+            raise config_error(f"{key}.add_of", str(error), source.fields[0]) from None
+    return AddedTags(source, tags) if tags else source
 
 
 def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:

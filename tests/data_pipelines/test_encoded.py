@@ -11,6 +11,7 @@ from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedError, EncodedExample, EncodedSource
 from data_pipelines.encoder import EncodeSettings, TooManySkippedError, encode_dataset, split_plan
 from data_pipelines.sources.base import SampleError
+from data_pipelines.sources.tags import AddedTags
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import as_path
@@ -77,12 +78,12 @@ def test_a_record_survives():
     rng = np.random.default_rng(0)
     means = [rng.standard_normal((2, n, 4)).astype(np.float16) for n in (2, 3)]
     stds = [np.full(means[0].shape, 0.5, np.float16), np.zeros(means[1].shape)]
-    example = EncodedExample(means, stds, {"caption": ["a", "b"], "name": "ü"})
+    example = EncodedExample(means, stds, {"caption": ["a", "b"], "name": "ü"}, ("real",))
     found = encoded.decode_record(encoded.encode_record(example))
     for got, expected in zip([*found.means, *found.stds], [*means, *stds], strict=True):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.float32
-    assert found.texts == example.texts
+    assert found.texts == example.texts and found.tags == example.tags
 
 
 @pytest.mark.parametrize("blob", [b"", b"1234567", b"\xff" * 64, (5).to_bytes(8, "little") + b"{}"])
@@ -102,6 +103,17 @@ def test_every_sample_is_encoded_once_in_one_split(tmp_path):
         np.testing.assert_allclose(source, int(number) / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(edited, 200 / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(item["stds"][0], 0.25)
+
+
+def test_tags_of_samples_reach_the_items(tmp_path):
+    class Tagged(Edits):
+        def sample(self, index, rng):
+            return super().sample(index, rng) | {"tags": ("dynamic scenario",) * (index % 2)}
+
+    encode(tmp_path, AddedTags(Tagged(), ("realistic style",)))
+    for number, item in values(tmp_path, "train").items():
+        moves = ("dynamic scenario",) * (int(number) % 2)
+        assert item["tags"] == (*moves, "realistic style")
 
 
 def test_encoding_into_a_bucket_and_reading_from_it(tmp_path, bucket):

@@ -192,6 +192,24 @@ def test_an_edit_turns_the_source_into_the_edited_picture(source):
         assert changed[own].mean() > 0.5 > changed[~own].mean()
 
 
+def test_an_edit_and_its_mask_are_made_together(source, make):
+    maker = make(patch=4, style="context", max_text=120)
+    pairs = list(found(source, "edit_with_mask"))
+    assert pairs
+    for _, item in pairs:
+        difference = np.abs(item["source"].astype(int) - item["edited"]).max(-1)
+        assert item["changed"][difference > 4].all() and not item["changed"][difference < 4].any()
+        assert item["changed"].any()
+        example = maker.example(get_task("edit_with_mask"), item, example_id=1)
+        _, role, name, is_given, group = example["frame_table"].T
+        assert list(is_given) == [0, 0, 1] and group[0] == group[1] != group[2]  # one noise level
+        assert list(role) == [0, 3, 1]
+        assert list(name) == [MAX_NAMES + 1, MAX_NAMES + 2, 1]
+        assert {1, MAX_NAMES + 2} == set(example["text_name"].tolist()) - {0}
+        white = example["tokens"][example["token_index"][:, 0] == 1].reshape(-1, 3) > 0
+        assert white.all(-1).sum() == item["changed"].sum()
+
+
 def test_depth_is_near_bright_and_reads_back(source):
     for record, item in found(source, "depth"):
         depth = record.depth[0].astype(np.float32)
@@ -303,6 +321,22 @@ def test_prompts_in_context_style():
     assert get_task("depth").write({}, style="base") == "the depth map of IMG1"
     with pytest.raises(ValueError, match="style 'long' is unknown; one of token, context, base"):
         get_task("depth").write({}, style="long")
+
+
+def test_parts_of_a_prompt_can_be_given():
+    edit = get_task("edit")
+    item = {"instruction": "make it {red}", "tags": ("synthetic style",)}
+    assert edit.write(item, style="context") == (
+        "static scenario, synthetic style: make it {red} in IMG1"
+    )
+    assert edit.write(item, style="context", tags=("a", "b")) == "a, b: make it {red} in IMG1"
+    assert edit.write(item, style="context", tags=()) == "make it {red} in IMG1"
+    assert edit.write(item, style="context", base="all {red}").endswith("style: all {red}")
+    assert edit.write(item, style="base", base="all red") == "all red"
+    with pytest.raises(ValueError, match="of the style 'base' have no tags"):
+        edit.write(item, style="base", tags=())
+    with pytest.raises(ValueError, match="of the style 'token' have no base prompt"):
+        edit.write(item, base="all red")
 
 
 def test_repeated_fields_are_filled_in_turn():

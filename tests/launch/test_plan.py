@@ -46,6 +46,16 @@ def test_tiny_programs_fit(needs_compiler, tmp_path, program, topology, chips):
 
 
 @pytest.mark.slow
+def test_unireal_fits_on_a_pod(needs_compiler, tmp_path):
+    path = tmp_path / "plan.json"
+    flags = ("--config", "configs/unireal.py:stage=256", "--program", "train")
+    status, text = plan(*flags, "--topology", "v5p:4x4x4", "--json", str(path))
+    assert status == 0, text
+    assert "5.0480 B parameters in the denoiser, 64 chips" in text
+    assert json.loads(path.read_text())["fits"]
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_says_so(needs_compiler):
     flags = ("--set", "data.batch_rows=4096", "--set", "data.row.tokens=16384")
     status, text = plan(*("--config", TINY, "--topology", "v5e:1x1"), *flags)

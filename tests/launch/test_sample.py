@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from launch.command import describe
-from launch.sample import given_fields, output_paths, text_fields
+from launch.sample import given_fields, given_roles, output_paths, text_fields
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.tasks import FrameSpec, Task, get_task
 
@@ -106,6 +106,8 @@ def test_an_empty_prompt_is_refused(pipeline):
 
 def test_given_fields():
     depth, two = get_task("depth"), TWO_PICTURES
+    insert = given_fields(get_task("insert"), image="x.png", given=["assets=a.png", "assets=b.png"])
+    assert insert == {"canvas": "x.png", "assets": ["a.png", "b.png"]}
     assert given_fields(depth, image="x.png", given=[]) == {"image": "x.png"}
     assert given_fields(two, image="x.png", given=["a=y=z.png"]) == {"a": "y=z.png", "b": "x.png"}
     for task, image, given, message in (
@@ -115,9 +117,17 @@ def test_given_fields():
         (depth, None, ["image=x.png", "image=y.png"], "twice"),
         (depth, "x.png", ["image=y.png"], "no further picture"),
         (get_task("text_to_image"), "x.png", [], "no further picture"),
+        (get_task("insert"), None, ["canvas=x.png", "canvas=y.png"], "twice"),
     ):
         with pytest.raises(InputError, match=message):
             given_fields(task, image=image, given=given)
+
+
+def test_given_roles():
+    assert given_roles(["source=asset"]) == {"source": "asset"}
+    for texts, message in ((["source"], "is not FIELD=ROLE"), (["a=none", "a=asset"], "twice")):
+        with pytest.raises(InputError, match=message):
+            given_roles(texts)
 
 
 def test_text_fields():

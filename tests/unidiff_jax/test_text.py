@@ -1,10 +1,8 @@
 """Prompts to tokens: frame names are tokens of their own."""
 
-import json
-
 import pytest
 
-from unidiff_jax.text import END, MAX_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import END, FRAME_NAMES, MAX_NAMES, Tokenizer, train_tokenizer
 
 TEXTS = ["a red cube", "the blue sphere from the left", "put it on a grey floor"] * 3
 
@@ -13,9 +11,7 @@ TEXTS = ["a red cube", "the blue sphere from the left", "put it on a grey floor"
 def trained(tmp_path_factory):
     def make(words=(), extra_ids=0):
         folder = tmp_path_factory.mktemp("tokenizer")
-        train_tokenizer(TEXTS, folder=folder, vocab_size=80, words=words)
-        path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_ids": extra_ids}))
+        train_tokenizer(TEXTS, folder=folder, vocab_size=80, words=words, extra_ids=extra_ids)
         return Tokenizer(folder)
 
     return make
@@ -35,6 +31,13 @@ def test_names_take_the_spare_ids_of_t5(trained):
     found = [i for i, n in zip(ids, names, strict=True) if n]
     last = tokenizer.vocab_size + 99
     assert found == [last, last, last - (MAX_NAMES + 1)]
+
+
+def test_all_names_need_a_place(trained):
+    assert trained(words=FRAME_NAMES).names_frames
+    assert trained(extra_ids=len(FRAME_NAMES)).names_frames
+    assert not trained(extra_ids=len(FRAME_NAMES) - 1).names_frames
+    assert not trained(words=["IMG1"]).names_frames
 
 
 def test_names_without_a_place_are_words(trained):

@@ -5,6 +5,7 @@ result = pipe("depth", image=Image.open("photo.png"))
 result["depth"].save("depth.png")
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,11 +28,11 @@ from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
 from unidiff_jax.text import Tokenizer
-from unidiff_jax.train.checkpoint import Checkpoints
+from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
 from unidiff_jax.train.workdir import load_workdir_config, model_parts
-from unidiff_jax.types import Batch, Kind, Params, take_rows
+from unidiff_jax.types import Batch, Kind, Params, Role, take_rows
 
 
 def sample_tokens(
@@ -131,21 +132,11 @@ class Pipeline:
         config = config or load_workdir_config(workdir)
         mesh = make_mesh(config.mesh.axes)
         model = model_parts(config)
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
         shardings = parameter_shardings(
             model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh
         )
         trained, frozen = model.split(shardings)
-        shapes = jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            model.split(model.shapes)[0],
-            trained,
-        )
-        params = checkpoints.restore_ema(shapes, step=step)
-        checkpoints.close()
+        params = load_average(workdir, model.split(model.shapes)[0], shardings=trained, step=step)
         released = load_released(config, model, shardings=shardings, trained=False)
         params = join(
             params,
@@ -160,6 +151,9 @@ class Pipeline:
         *,
         seed: int = 0,
         prompt: str | None = None,
+        base_prompt: str | None = None,
+        tags: Sequence[str] | None = None,
+        roles: Mapping[str, str] | None = None,
         num_steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
@@ -171,30 +165,44 @@ class Pipeline:
           task: name in the registry.
           seed: of the noise.
           prompt: the whole prompt; None fills the task's template from `fields`.
+          base_prompt: in place of the task's words, behind the tags; calls the given frames IMG1,
+            IMG2, ... in order and the generated ones RES1, ... (`data.prompts=context`).
+          tags: of the prompt, in place of the task's and of the config's `sample.tags`.
+          roles: in place of the task's: canvas, asset, control or none, by field name.
           num_steps: solver steps; None is the config's, as for the next two.
           solver: `euler` or `heun`.
           guidance: text scale.
-          **fields: the task's given frames (path, PIL picture or array, by field name) and the text
-            fields of its prompt, such as caption="a red cube".
+          **fields: the task's given frames (path, PIL picture or array, by field name; a list of
+            them where the task repeats the frame) and the text fields of its prompt, such as
+            caption="a red cube".
 
         Returns:
           The generated frames by field name.
 
         Raises:
-          InputError: a field is missing, unknown or cannot be read.
+          InputError: a field is missing, unknown or cannot be read, or the model's prompts have no
+            such part.
         """
-        spec = get_task(task)
-        if spec.repeats:
+        if roles and not self.maker.roles:
+            raise InputError("this model was trained without roles; leave them out")
+        spec = _with_roles(get_task(task), roles or {})
+        repeated = spec.frames[len(spec.frames) - spec.repeats :]
+        if any(f.field in spec.generate or f.kind == Kind.RAY for f in repeated):
             raise InputError(
-                f"task {task!r} has any number of frames; sample it from an exported folder with "
+                f"task {task!r} makes any number of frames; sample it from an exported folder with "
                 "launch.onediffusion"
             )
-        item = self._item(spec, fields, has_prompt=prompt is not None)
-        if prompt is not None and not prompt.strip():
+        if prompt is not None and not (base_prompt is None and tags is None):
+            raise InputError("the whole prompt has its tags and its base prompt; give these alone")
+        if any(text is not None and not text.strip() for text in (prompt, base_prompt)):
             raise InputError("the prompt is empty; say what to make, or leave it out")
+        has_words = prompt is not None or base_prompt is not None
+        item = self._item(spec, fields, has_words=has_words)
         try:
+            if prompt is None:
+                prompt = spec.write(item, style=self.maker.style, base=base_prompt, tags=tags)
             example = self.maker.example(spec, item, example_id=1, prompt=prompt)
-        except ValueError as error:  # the prompt is too long for the model
+        except ValueError as error:  # too long for the model, or a part that its prompts lack
             raise InputError(str(error)) from None
         size = self.config.image_size
         made = self.generate(
@@ -222,9 +230,15 @@ class Pipeline:
 
         Returns:
           [example][seed][field]: RGB (h, w, 3) float in about [-1, 1], before the codec.
+
+        Raises:
+          InputError: an example is larger than a row.
         """
         settings = self.config.sample
-        batch, placed = pack_rows([e for _, e in examples], size=row_size(self.config))
+        try:
+            batch, placed = pack_rows([e for _, e in examples], size=row_size(self.config))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         num_rows = min(self.config.data.batch_rows, _round_up(len(batch.tokens), self._mesh.size))
         made: list[list[dict[str, np.ndarray]]] = [[] for _ in examples]
         for seed in seeds:
@@ -271,9 +285,9 @@ class Pipeline:
             pictures.append(None if is_ray else self.maker.autoencoder.decode(latents))
         return pictures
 
-    def _item(self, task: Task, fields: Mapping[str, Any], *, has_prompt: bool) -> dict[str, Any]:
+    def _item(self, task: Task, fields: Mapping[str, Any], *, has_words: bool) -> dict[str, Any]:
         """Loads given frames, fills generated ones with zeros and checks names."""
-        words = () if has_prompt else task.prompt_fields
+        words = () if has_words else task.prompt_fields
         known = {*task.given, *words}
         unknown = sorted(set(fields) - known)
         missing = sorted(known - set(fields))
@@ -282,12 +296,20 @@ class Pipeline:
             wrong = f"has no field {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
             raise InputError(f"task {task.name!r} {wrong}; it takes: {wants}")
         size = self.config.image_size
-        item: dict[str, Any] = {}
-        for frame in task.frames:
+        item: dict[str, Any] = {"tags": self.config.sample.get("tags", ())}
+        for number, frame in enumerate(task.frames):
             if frame.field in task.generate:
                 item[frame.field] = CODECS[frame.codec].read(np.zeros((size, size, 3), np.float32))
+                continue
+            given = fields[frame.field]
+            several = isinstance(given, list | tuple)
+            if number < len(task.frames) - task.repeats:
+                if several:
+                    raise InputError(f"task {task.name!r} takes one {frame.field}")
+                item[frame.field] = load_image(given, codec=frame.codec, size=size)
             else:
-                item[frame.field] = load_image(fields[frame.field], codec=frame.codec, size=size)
+                given = given if several else [given]
+                item[frame.field] = [load_image(g, codec=frame.codec, size=size) for g in given]
         for word in words:
             if not str(fields[word]).strip():
                 raise InputError(f"{word} is empty; say what to make")
@@ -298,6 +320,24 @@ class Pipeline:
 def take_rows_host(batch: Batch, row: int) -> np.ndarray:
     """Segment of each token of one row, on the host."""
     return np.asarray(batch.segment)[row][np.asarray(batch.frame)[row]]
+
+
+def _with_roles(task: Task, roles: Mapping[str, str]) -> Task:
+    """The task with other roles of its given frames, by name."""
+    names = {role.name.lower(): role for role in Role}
+    for field, role in roles.items():
+        if field not in task.given:
+            wants = ", ".join(task.given) or "no picture"
+            raise InputError(f"task {task.name!r} is given {wants}, not {field!r}")
+        if role not in names:
+            raise InputError(f"role {role!r} is unknown; one of {', '.join(names)}")
+    frames = tuple(
+        dataclasses.replace(frame, role=names[roles[frame.field]])
+        if frame.field in roles
+        else frame
+        for frame in task.frames
+    )
+    return dataclasses.replace(task, frames=frames)
 
 
 def _codec(task: Task, field: str) -> str:

@@ -17,7 +17,7 @@ from unidiff_jax.types import Params
 
 
 class Previews:
-    """A grid with one row an item: given frame, generated frame, ground truth."""
+    """A grid with one row an item: given frame, then each generated frame and its ground truth."""
 
     def __init__(
         self,
@@ -62,7 +62,9 @@ class Previews:
                     given.append(truth)
             rows.append([*(given or [None])[:1], *generated])
             captions.append(f"{task.name}: {task.write(item, style=self._pipeline.maker.style)}")
-        sheet = grid(rows, columns=("given", "made", "true"), captions=captions, cell=128)
+        pairs = (max(map(len, rows)) - 1) // 2
+        columns = ("given", *("made", "true") * pairs)
+        sheet = grid(rows, columns=columns, captions=captions, cell=128)
         if jax.process_index() == 0:
             with written_whole(self._folder / f"step_{step:08d}.png") as file:
                 sheet.save(file)

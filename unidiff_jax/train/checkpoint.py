@@ -106,6 +106,35 @@ class Checkpoints:
             raise
 
 
+def load_average(
+    workdir: AnyPath, shapes: Params, *, shardings: Params, step: int | None = None
+) -> Params:
+    """The averaged parameters of a run.
+
+    Args:
+      workdir: of the run.
+      shapes: of its trained parameters.
+      shardings: where each goes.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+    """
+    checkpoints = Checkpoints(as_path(workdir) / "checkpoints")
+    try:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
+        placed = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            shardings,
+        )
+        return checkpoints.restore_ema(placed, step=step)
+    finally:
+        checkpoints.close()
+
+
 def abstract_state(state: TrainState) -> TrainState:
     """Shapes and shardings of a state, to restore onto."""
 

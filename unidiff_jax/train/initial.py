@@ -1,4 +1,4 @@
-"""Released weights that a run starts from (`config.init`)."""
+"""Weights that a run starts from (`config.init`): released ones, or another run's."""
 
 import dataclasses
 
@@ -14,8 +14,9 @@ from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.vae import VAEConfig
 from unidiff_jax.sample.denoiser import NextDiTConfig
 from unidiff_jax.sample.encoders import t5_config
+from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.state import ModelParts, join
-from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.train.workdir import load_workdir_config, model_configs
 from unidiff_jax.types import Params
 
 _FREE = {"dtype", "remat", "scan_layers", "softcap", "text_gate_init"}
@@ -29,9 +30,12 @@ def check_released(config: ConfigDict) -> None:
     Raises:
       ConfigError: a folder of another model; with every difference.
       FolderError: a folder without a readable config.
+      FileNotFoundError: `init.run` is no run.
     """
     dit, text = model_configs(config)
     faults = []
+    if config.init.get("run"):
+        faults += _run_differences(config)
     if config.init.transformer:
         found = NextDiTConfig.from_json(read_config(config.init.transformer))
         faults += _differences(found.dit(softcap=dit.softcap, dtype=dit.dtype), dit, "model")
@@ -58,7 +62,8 @@ def load_released(
 
     Args:
       config: of the run; `init.transformer` and `init.text_encoder` are folders in the released
-        layout, or empty.
+        layout, or empty; `init.run`, where there is one, is the workdir whose averages the trained
+        parameters start from.
       model: its structure.
       shardings: where each parameter goes, nested.
       trained: whether to read trained parameters; a run that continues has them in its checkpoint.
@@ -72,12 +77,17 @@ def load_released(
         "text_encoder": (config.init.text_encoder, t5_table(text)),
     }
     frozen = flatten(model.split(model.shapes)[1])
+    run = config.init.get("run")
     result: Params = {}
+    if run and trained:
+        result = load_average(
+            run, model.split(model.shapes)[0], shardings=model.split(shardings)[0]
+        )
     for part, (folder, table) in parts.items():
         if not folder:
             continue
         tensors = open_tensors(folder)
-        for is_frozen in (False, True) if trained else (True,):
+        for is_frozen in (False, True) if trained and not run else (True,):
             read = from_official(
                 tensors,
                 model.shapes[part],
@@ -88,6 +98,20 @@ def load_released(
             )
             result = join(result, {part: read} if read else {})
     return result
+
+
+def _run_differences(config: ConfigDict) -> list[str]:
+    """What tells the trained parameters of `init.run` from the config's."""
+    other = load_workdir_config(config.init.run)
+    (dit, text), (wanted_dit, wanted_text) = model_configs(other), model_configs(config)
+    faults = _differences(dit, wanted_dit, "model") + _differences(text, wanted_text, "text")
+    if other.train.trainable != config.train.trainable:
+        faults.append(
+            f"train.trainable is {config.train.trainable!r}, the run's {other.train.trainable!r}"
+        )
+    if other.lora.rank != config.lora.rank or other.lora.targets != config.lora.targets:
+        faults.append("lora has another rank or other targets than the run's")
+    return faults
 
 
 def _differences(

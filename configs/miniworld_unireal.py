@@ -1,6 +1,7 @@
 """UniReal (arXiv:2412.07774) in miniature: editing learned from MiniWorld's video pairs.
 
     python -m launch.quickstart --config configs/miniworld_unireal.py --workdir runs/unireal
+    ./launch/reproduce_unireal.sh
 
 From the paper: text, given and generated frames in one stream (`fusion="joint"`); role embeddings
 and names tied to the words IMG1, RES1, ...; clean conditions without a noise level; prompts with
@@ -10,6 +11,7 @@ the shares of the tasks, and sizes and x-prediction, which are the quick start's
 
 | arm | what is different (the paper's Table 4) |
 |---|---|
+| `base` | pictures from words alone, the paper's first stage; the other arms may start from it |
 | `all` | video tasks and exact edit pairs |
 | `video` | no edit pairs: what edits it can do come from video |
 | `expert` | edit pairs alone |
@@ -22,8 +24,9 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from unidiff_jax.config import ConfigError, parse_arg
 
-ARMS = ("all", "video", "expert", "no_tags", "no_roles")
+ARMS = ("base", "all", "video", "expert", "no_tags", "no_roles")
 
+_BASE = {"text_to_image": {"weight": 1.0, "loss_weight": 2.0, "shift": 0.37}}
 _VIDEO = {
     "next_frame": {"weight": 3.0, "loss_weight": 3.0},
     "customize": {"weight": 1.5, "loss_weight": 2.0},
@@ -40,13 +43,15 @@ _EXPERT = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arm` is one of `ARMS`; `tiny` shrinks everything to seconds, for tests."""
-    args = parse_arg(arg, arm="video", tiny=False, steps=4000, mesh="fsdp")
+    """Takes an `arm` of `ARMS`, a `seed`, the run to `start` from, `steps`, `mesh`, and `tiny`."""
+    args = parse_arg(arg, arm="video", seed=0, start="", tiny=False, steps=4000, mesh="fsdp")
     if args.arm not in ARMS:
         raise ConfigError(f"arm={args.arm!r} is unknown; one of {', '.join(ARMS)}")
     shared = f"mesh={args.mesh},steps={args.steps}"
     config = quickstart.get_config(f"tiny,{shared}" if args.tiny else shared)
-    tasks = {"video": _VIDEO, "expert": _EXPERT}.get(args.arm, _VIDEO | _EXPERT)
+    config.seed = args.seed
+    config.init.run = args.start
+    tasks = {"base": _BASE, "video": _VIDEO, "expert": _EXPERT}.get(args.arm, _VIDEO | _EXPERT)
     config.data.tasks = {name: {"plan": "clean", **task} for name, task in tasks.items()}
     config.data.prompts = "base" if args.arm == "no_tags" else "context"
     config.data.roles = args.arm != "no_roles"

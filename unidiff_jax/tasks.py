@@ -239,7 +239,7 @@ TASKS: dict[str, Task] = {
             frames=(_LATER, _EARLIER),
             generate=("later",),
             prompt="[[frame2frame]] {change}",
-            base="from IMG1, {change}",
+            base="{change} in IMG1",
             metric="edit_gain",
         ),
         Task(

@@ -7,7 +7,7 @@
 | mask, expression | the object that a referring expression means |
 | source, edited, instruction | an edit pair |
 | changed | mask of the pixels that the edit changes, shadows with them |
-| earlier, later, change | first and last frame of the clip |
+| earlier, later, change | first and last frame of the clip; what happens, or an instruction |
 | layout | bounding boxes of the objects, filled with their colours, on black |
 | holed | base picture with a grey box over one object |
 | assets, references | objects cut out of the clip's first frame, on white, and their names |
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.miniworld import language
 from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
 from unidiff_jax.evals.metrics import changed_pixels
@@ -149,6 +150,8 @@ class MiniWorldSource:
             first, last = record.clip["images"][0], record.clip["images"][-1]
             item["earlier"], item["later"] = record.rgb[first], record.rgb[last]
             item["change"] = record.clip["description"]
+            if rng.random() < 0.5:
+                item["change"] = language.as_instruction(rng, item["change"])
             moves = record.clip["kind"] in CAMERA_CLIPS
             item["tags"] = ("dynamic scenario" if moves else "static scenario",)
         if "assets" in fields:

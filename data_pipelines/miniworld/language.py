@@ -10,6 +10,7 @@ generously than the scene graph still finds one object.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -278,3 +279,19 @@ def background_instruction(rng: np.random.Generator, floor: str) -> str:
         rng,
         (f"change the floor to {floor}", f"make the floor {floor}", f"paint the floor {floor}"),
     )
+
+
+def as_instruction(rng: np.random.Generator, description: str) -> str:
+    """What would bring about the change that a clip's description tells; as UniReal (section 3.2)
+    lets a language model write instructions for a part of its video pairs.
+
+    Camera moves and lights keep their description.
+    """
+    if found := re.fullmatch(r"(.+) disappears", description):
+        return remove_instruction(rng, found[1])
+    if found := re.fullmatch(r"a (.+) appears (.+)", description):
+        return f"{choose(rng, ('add', 'put'))} a {found[1]} {found[2]}"
+    found = re.fullmatch(r"(.+) (?:moves|slides) to the (.+)", description)
+    if found and found[1] != "the camera":
+        return move_instruction(rng, found[1], found[2])
+    return description

@@ -313,7 +313,7 @@ def test_tags_say_whether_the_camera_moves(source):
 def test_prompts_in_context_style():
     item = {"change": "the camera turns", "tags": ("dynamic scenario",)}
     assert get_task("next_frame").write(item, style="context") == (
-        "dynamic scenario: from IMG1, the camera turns"
+        "dynamic scenario: the camera turns in IMG1"
     )
     assert get_task("depth").write({}, style="context") == "perception task: the depth map of IMG1"
     assert get_task("text_to_image").write({"caption": "a cube"}, style="context") == "a cube"

@@ -72,5 +72,5 @@ def test_arms_differ_in_what_they_are_named_after():
     assert not arms["no_roles"].data.roles and arms["all"].data.roles
     for config in arms.values():
         assert config.model.fusion == "joint" and not config.flow.timed_conditions
-    with pytest.raises(ConfigError, match="arm='both' is unknown; one of all, video"):
+    with pytest.raises(ConfigError, match="arm='both' is unknown; one of base, all, video"):
         load_config("configs/miniworld_unireal.py:arm=both")

@@ -181,7 +181,7 @@ def next_frame_protocol(setting: Setting) -> Protocol:
         scene, images = scene_of(item), item["record"].clip["images"]
         for _ in range(_DRAWS):
             clip = video.frames(scene, rng, len(images))
-            if clip.description == item["change"]:
+            if clip.description == item["record"].clip["description"]:
                 continue
             later = redraw(clip.scenes[-1], item, setting).rgb
             changed = [

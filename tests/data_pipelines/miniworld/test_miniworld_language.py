@@ -102,6 +102,49 @@ def test_all_text_is_in_the_vocabulary():
     assert all(text == text.lower() for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("description", "instructions"),
+    [
+        (
+            "the red cube disappears",
+            {"remove the red cube", "delete the red cube", "take the red cube away"},
+        ),
+        (
+            "a small blue sphere appears left of the red cube",
+            {f"{verb} a small blue sphere left of the red cube" for verb in ("add", "put")},
+        ),
+        (
+            "the cube slides to the left",
+            {"move the cube to the left", "slide the cube to the left"},
+        ),
+        ("the camera moves to the right", {"the camera moves to the right"}),
+        ("the camera rises", {"the camera rises"}),
+        ("the light turns to the left", {"the light turns to the left"}),
+    ],
+)
+def test_descriptions_of_clips_become_instructions(description, instructions):
+    rng = np.random.default_rng(0)
+    assert {language.as_instruction(rng, description) for _ in range(40)} == instructions
+
+
+def test_every_clip_is_told_in_the_words_of_edits():
+    rng = np.random.default_rng(0)
+    for scene in SCENES[:20]:
+        for kind in ("move", "appear", "vanish"):
+            clip = video.frames(scene, rng, 2, kinds=(kind,))
+            if clip.kind == kind:  # otherwise the light turned
+                told = language.as_instruction(rng, clip.description)
+                assert (
+                    told.split()[0]
+                    in {
+                        "move": ("move", "slide"),
+                        "appear": ("add", "put"),
+                        "vanish": ("remove", "delete", "take"),
+                    }[kind]
+                )
+                assert {*words(told)} <= language.VOCABULARY
+
+
 def test_the_first_caption_names_everything():
     rng = np.random.default_rng(0)
     for scene in SCENES:

@@ -2,8 +2,10 @@
 
 clips.py      what a clip is, and the formats that clips come in
 motion.py     how much moves between frames: which pairs to take, static or dynamic
-describe.py   captions, and boxes of the things that they name
+describe.py   captions, and boxes of the things that they name: of sidecar files and given masks
 track.py      boxes and first masks to mask trajectories
+checkpoints.py, describe_models.py, track_sam2.py
+              the same by pretrained models: Kosmos-2, Florence-2, Grounding DINO, SAM 2
 pairs.py      the record of a pair
 job.py        all of it as an Apache Beam pipeline
 """

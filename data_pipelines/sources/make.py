@@ -5,7 +5,7 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | `folder`, `tar`, `parquet`, `tfds`, `subjects`, `scenes` or `miniworld` |
+| `format` | | `folder`, `tar`, `parquet`, `tfds`, `davis`, `subjects`, `scenes` or `miniworld` |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
@@ -13,6 +13,7 @@
 | `num_kept` | parquet | `ParquetTable` |
 | `name`, `split` | tfds | `find_prepared`, `PreparedTable`; `path` holds all data sets |
 | `fields`, `num_views` | tfds | `open_structure` |
+| `image_set`, `resolution` | davis | `DavisSource` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
 | `only_views` | miniworld | `MiniWorldPictures` |
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 from data_pipelines.miniworld.pictures import MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
+from data_pipelines.sources.davis import DavisSource
 from data_pipelines.sources.folders import LAYOUTS, open_folder
 from data_pipelines.sources.parquet import ParquetTable
 from data_pipelines.sources.prepared import PreparedTable, find_prepared
@@ -123,6 +125,12 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
         "name": _Option(_is_text, "takes the name of a data set", "ref_coco/refcoco_unc"),
         "split": _Option(_is_text, "takes a split or a part of one", "train"),
     },
+    "davis": {
+        "image_set": _Option(
+            lambda v: v is None or _is_text(v), "takes a file of ImageSets or None", "2017/train"
+        ),
+        "resolution": _Option(_is_text, "takes a folder of JPEGImages", "480p"),
+    },
     "subjects": _VIEWS,
     "scenes": {
         **_VIEWS,
@@ -209,6 +217,8 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
     try:
         if kind == "subjects":
             return SubjectSource(path, **values)
+        if kind == "davis":
+            return DavisSource(path, **values)
         if kind == "miniworld":
             return MiniWorldPictures(path, **values)
         if kind == "scenes":

@@ -5,13 +5,16 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes` or `miniworld` |
+| `format` | | `folder`, `tar`, `parquet`, `tfds`, `davis`, `subjects`, `scenes` or `miniworld` |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `tags` | all | `AddedTags`: context tags of every sample |
 | `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
 | `layout` | folder | `open_folder` |
 | `num_kept` | parquet | `ParquetTable` |
+| `name`, `split` | tfds | `find_prepared`, `PreparedTable`; `path` holds all data sets |
+| `fields`, `num_views` | tfds | `open_structure` |
+| `image_set`, `resolution` | davis | `DavisSource` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
 | `only_views`, `fields_of` | miniworld | `MiniWorldPictures` |
@@ -26,9 +29,12 @@ from ml_collections import ConfigDict
 from data_pipelines.miniworld.pictures import SHOWN_TASKS, MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
+from data_pipelines.sources.davis import DavisSource
 from data_pipelines.sources.folders import LAYOUTS, open_folder
 from data_pipelines.sources.parquet import ParquetTable
+from data_pipelines.sources.prepared import PreparedTable, find_prepared
 from data_pipelines.sources.scenes import DOWNSCALES, SceneSource
+from data_pipelines.sources.structures import open_structure
 from data_pipelines.sources.subjects import SubjectSource
 from data_pipelines.sources.tables import Table, TableSource
 from data_pipelines.sources.tags import AddedTags
@@ -116,6 +122,18 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
     },
     "tar": _TABLE,
     "parquet": {**_TABLE, "num_kept": _Option(_is_count, "takes a count from 1 up", 4)},
+    "tfds": {
+        **_VIEWS,
+        "fields": _TABLE["fields"],
+        "name": _Option(_is_text, "takes the name of a data set", "ref_coco/refcoco_unc"),
+        "split": _Option(_is_text, "takes a split or a part of one", "train"),
+    },
+    "davis": {
+        "image_set": _Option(
+            lambda v: v is None or _is_text(v), "takes a file of ImageSets or None", "2017/train"
+        ),
+        "resolution": _Option(_is_text, "takes a folder of JPEGImages", "480p"),
+    },
     "subjects": _VIEWS,
     "scenes": {
         **_VIEWS,
@@ -185,8 +203,9 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
         if not options[name].fits(value):
             problem = f"{options[name].words}, got {value!r}"
             raise config_error(f"{key}.{name}", problem, options[name].example)
-    if "path" not in values:
-        raise config_error(f"{key}.path", "is missing", options["path"].example)
+    for name in ("path", "name") if kind == "tfds" else ("path",):
+        if name not in values:
+            raise config_error(f"{key}.{name}", "is missing", options[name].example)
     add, of = values.pop("add", ()), values.pop("add_of", "image")
     tags = values.pop("tags", ())
     source = _open(kind, values, key)
@@ -202,9 +221,13 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
     path = values.pop("path")
     if "num_views" in values:
         values["num_views"] = check_bounds(_bounds(values["num_views"]))
+    if kind == "tfds":
+        return _open_prepared(path, values, key)
     try:
         if kind == "subjects":
             return SubjectSource(path, **values)
+        if kind == "davis":
+            return DavisSource(path, **values)
         if kind == "miniworld":
             return MiniWorldPictures(path, **values)
         if kind == "scenes":
@@ -221,6 +244,18 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
         return TableSource(table, **values)
     except SourceError as error:
         raise config_error(f"{key}.fields", str(error)) from None
+
+
+def _open_prepared(path: str, values: dict[str, Any], key: str) -> RawSource:
+    at = "name"
+    try:
+        folder = find_prepared(path, values.pop("name"))
+        at = "split"
+        table = PreparedTable(folder, split=values.pop("split", "train"))
+        at = "num_views" if "num_views" in values and "fields" not in values else "fields"
+        return open_structure(table, **values)
+    except SourceError as error:
+        raise config_error(f"{key}.{at}", str(error)) from None
 
 
 def _bounds(value: Any) -> Any:

@@ -127,7 +127,7 @@ class SceneSource:
         joined = Cameras(*(np.concatenate(parts) for parts in zip(*posed, strict=True)))
         return {
             "views": views,
-            "cameras": _normalize(joined, scale=self._scale, name=str(path)),
+            "cameras": seen_from_first(joined, scale=self._scale, name=str(path)),
             "caption": self._caption(scene, rng),
         }
 
@@ -185,7 +185,12 @@ def read_camera(
     return camera, (width, height)
 
 
-def _normalize(posed: Cameras, *, scale: float, name: str) -> Cameras:
+def seen_from_first(posed: Cameras, *, scale: float, name: str) -> Cameras:
+    """The world at `scale` (`cameras.normalize`), as the first camera sees it.
+
+    Raises:
+      SampleError: no scale can be chosen.
+    """
     try:
         found = cameras.normalize(posed, scale=scale)
     except ValueError as error:

@@ -2,12 +2,13 @@
 
     FOLDER/NAME/manifest.json                      what was encoded, and how
     FOLDER/NAME/train-00000-of-00008.array_record  records
-    FOLDER/NAME/train-00000-of-00008.json          {records, bytes, sha256, largest, skipped}
+    FOLDER/NAME/train-00000-of-00008.json          {records, bytes, sha256, largest, skipped,
+                                                    unsuitable}
 
 A record is one example of one task as a safetensors blob: `mean.N` and `std.N`, float16 (rows,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
-frames have no `std`. Its texts are JSON in the blob's metadata. Training draws latents from the
-posteriors in the step (`flow.draw_latents`), so that epochs differ.
+frames have no `std`. Its texts and tags are JSON in the blob's metadata. Training draws latents
+from the posteriors in the step (`flow.draw_latents`), so that epochs differ.
 
 A shard counts once its JSON file is there, which is written last.
 """
@@ -45,11 +46,13 @@ class EncodedExample:
       means: a (rows, columns, channels) array a frame, in the task's order.
       stds: of the same shapes; zeros where the frame is exact.
       texts: the fields of the prompt; a list of texts is a choice.
+      tags: context tags beside the task's, all of which the prompt has.
     """
 
     means: Sequence[np.ndarray]
     stds: Sequence[np.ndarray]
     texts: Mapping[str, str | list[str]]
+    tags: Sequence[str] = ()
 
 
 def encode_record(example: EncodedExample) -> bytes:
@@ -59,7 +62,8 @@ def encode_record(example: EncodedExample) -> bytes:
         tensors[f"mean.{number}"] = np.ascontiguousarray(mean, np.float16)
         if std.any():
             tensors[f"std.{number}"] = np.ascontiguousarray(std, np.float16)
-    return pack_blob(tensors, {"schema": SCHEMA, "texts": dict(example.texts)}, key=_KEY)
+    values = {"schema": SCHEMA, "texts": dict(example.texts), "tags": list(example.tags)}
+    return pack_blob(tensors, values, key=_KEY)
 
 
 def decode_record(blob: bytes) -> EncodedExample:
@@ -78,7 +82,8 @@ def decode_record(blob: bytes) -> EncodedExample:
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
             for n, mean in enumerate(means)
         ]
-        return EncodedExample(means, stds, values["texts"])
+        # records from before there were tags have none, and are read
+        return EncodedExample(means, stds, values["texts"], values.get("tags", []))
     except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
 
@@ -129,12 +134,12 @@ class EncodedSource:
     def item(
         self, record: EncodedExample, task: Task, rng: np.random.Generator
     ) -> Mapping[str, Any]:
-        """Latents, their deviations, and texts; where a text is a choice, one of them."""
+        """Latents, their deviations, tags and texts; where a text is a choice, one of them."""
         texts = {
             name: text if isinstance(text, str) else text[int(rng.integers(len(text)))]
             for name, text in record.texts.items()
         }
-        return {"latents": record.means, "stds": record.stds, **texts}
+        return {"latents": record.means, "stds": record.stds, "tags": record.tags, **texts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +225,23 @@ def read_entry(folder: AnyPath, name: str) -> dict[str, Any] | None:
     return entry if whole else None
 
 
-def write_entry(path: AnyPath, *, records: int, largest: Largest, skipped: Sequence[str]) -> None:
-    """Says that a shard is finished."""
+def write_entry(
+    path: AnyPath,
+    *,
+    records: int,
+    largest: Largest,
+    skipped: Sequence[str],
+    unsuitable: Mapping[str, int],
+) -> None:
+    """Says that a shard is finished.
+
+    Args:
+      path: of its records.
+      records: their number.
+      largest: of their bounds.
+      skipped: what is wrong with each sample that could not be used.
+      unsuitable: how many samples had nothing for the task, by reason.
+    """
     path, digest = as_path(path), ""
     if records:
         with path.open("rb") as file:
@@ -232,6 +252,7 @@ def write_entry(path: AnyPath, *, records: int, largest: Largest, skipped: Seque
         "sha256": digest,
         "largest": dataclasses.asdict(largest),
         "skipped": list(skipped),
+        "unsuitable": dict(unsuitable),
     }
     write_json(path.with_suffix(".json"), entry)
 

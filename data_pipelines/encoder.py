@@ -1,39 +1,46 @@
 """Encodes a raw data set into latents (`encoded`), on all devices of all processes.
 
-Pictures are cut to the bucket of the example's first one and sampled with antialiasing; an example
-with cameras is square, because a ray frame covers the square in the middle of its picture. The
-autoencoder runs on batches of one size, spread over this process's devices.
+An example has the size of the bucket of its first picture; with cameras it is square, because a ray
+frame covers the square in the middle of its picture. Frames that belong together go through one
+placement (`geometry`): photographs with antialiasing, maps without. Reference objects are fitted
+whole, on white, and views of a scene or subject are cut to the size each on its own.
+
+The autoencoder runs on batches of one size, spread over this process's devices.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 from array_record.python import array_record_module
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_pipelines import encoded
 from data_pipelines.encoded import EncodedExample, Largest
-from data_pipelines.sources.base import RawSource, SampleError
+from data_pipelines.geometry import MisalignedError, Placement, fit_whole
+from data_pipelines.sources.base import RawSource, SampleError, UnsuitableError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
-from unidiff_jax.tasks import Task
-from unidiff_jax.types import Kind
+from unidiff_jax.tasks import FrameSpec, Task
+from unidiff_jax.types import Kind, Role
 
 _WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
 _READ_THREADS = 8
 _MAX_SKIPPED = 0.2
 _SKIPPED_AT_LEAST = 20
+
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class EncodeSettings:
       validation: raw samples kept out of training.
       shards: files of the training split.
       seed: of the split and of all choices.
+      flip: whether half of the examples are mirrored, at random: all frames that belong together,
+        and never where the texts say left or right.
     """
 
     size: int
@@ -55,6 +64,7 @@ class EncodeSettings:
     validation: int = 64
     shards: int = 8
     seed: int = 0
+    flip: bool = False
 
     def __post_init__(self):
         try:
@@ -76,6 +86,21 @@ class _Prepared:
 
     frames: Sequence[np.ndarray]
     texts: Mapping[str, str]
+    tags: Sequence[str]
+
+
+class EncodeCount(NamedTuple):
+    """What became of raw samples.
+
+    Attributes:
+      records: examples that were written.
+      skipped: samples that could not be used.
+      unsuitable: samples that have nothing for the task, by reason.
+    """
+
+    records: int
+    skipped: int
+    unsuitable: collections.Counter[str]
 
 
 def encode_dataset(
@@ -88,7 +113,7 @@ def encode_dataset(
     origin: Mapping[str, Any],
     batch: int = 16,
     on_samples: Callable[[int], Any] = lambda count: None,
-) -> collections.Counter[str]:
+) -> EncodeCount:
     """Encodes what is missing of a folder; a stopped job continues, finished shards stay.
 
     Args:
@@ -102,7 +127,7 @@ def encode_dataset(
       on_samples: called with the number of samples done.
 
     Returns:
-      Number of records and of skipped samples of this process, old and new.
+      What became of this process's samples, in old shards and new ones.
 
     Raises:
       ConfigError: the folder was begun with other settings.
@@ -121,7 +146,7 @@ def encode_dataset(
             "shards": {split: len(shards) for split, shards in plan.items()},
         },
     )
-    count: collections.Counter[str] = collections.Counter()
+    records, skipped, unsuitable = 0, 0, collections.Counter()
     shards = [
         (folder / name, indices)
         for split, parts in plan.items()
@@ -133,11 +158,13 @@ def encode_dataset(
             _encode_shard(
                 path, indices, source, task, autoencoder, settings, batch, on_samples=on_samples
             )
-            entry = encoded.read_entry(folder, path.name) or {"records": 0, "skipped": []}
+            entry = encoded.read_entry(folder, path.name)
+            assert entry is not None  # just written
         else:
             on_samples(len(indices))
-        count.update(records=entry["records"], skipped=len(entry["skipped"]))
-    return count
+        records, skipped = records + entry["records"], skipped + len(entry["skipped"])
+        unsuitable.update(entry["unsuitable"])
+    return EncodeCount(records, skipped, unsuitable)
 
 
 def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarray]]:
@@ -173,6 +200,7 @@ def _encode_shard(
     on_samples: Callable[[int], Any],
 ) -> None:
     skipped: list[str] = []
+    unsuitable: list[str] = []
 
     def load(pair: tuple[int, int]) -> _Prepared | None:
         index, number = pair
@@ -184,7 +212,11 @@ def _encode_shard(
                 settings=settings,
                 downscale=autoencoder.downscale,
                 channels=autoencoder.latent_channels,
+                rng=rng,
             )
+        except UnsuitableError as error:
+            unsuitable.append(str(error))
+            return None
         except SampleError as error:
             skipped.append(str(error))
             logging.warning("skipped: %s", error)
@@ -214,7 +246,13 @@ def _encode_shard(
             writer.close()
             if not records:
                 partial.unlink(missing_ok=True)
-    encoded.write_entry(path, records=records, largest=largest, skipped=sorted(skipped))
+    encoded.write_entry(
+        path,
+        records=records,
+        largest=largest,
+        skipped=sorted(skipped),
+        unsuitable=collections.Counter(sorted(unsuitable)),
+    )
 
 
 def prepare(
@@ -224,11 +262,13 @@ def prepare(
     settings: EncodeSettings,
     downscale: int,
     channels: int,
+    rng: np.random.Generator,
 ) -> _Prepared:
-    """Pictures cut to their size, cameras as ray maps, and the texts of the prompt.
+    """Pictures at their size, cameras as ray maps, and the texts and tags of the prompt.
 
     Raises:
-      SampleError: a field is missing, or lists differ in length.
+      SampleError: a field is missing, lists differ in length, or frames that should lie on each
+        other have different aspect ratios.
     """
     missing = [k for k in (*(f.field for f in task.frames), *task.prompt_fields) if k not in sample]
     if missing:
@@ -249,13 +289,30 @@ def prepare(
         height, width = nearest_bucket(first.height, first.width, side=settings.size)
     else:
         height = width = settings.size
+    texts = {name: sample[name] for name in task.prompt_fields}
+    tags = list(sample.get("tags", ()))
+    says_side = any(_SIDES.search(text) for text in (*texts.values(), *tags))
+    flipped = settings.flip and bool(rng.integers(2)) and not says_side
+    shared = Placement.center(first.size, size=(width, height), flipped=flipped)
+    num_single = len(task.frames) - task.repeats
     frames = []
-    for frame, value in sequence:
+    for number, (frame, value) in enumerate(sequence):
         if frame.kind == Kind.IMAGE:
-            cut = ImageOps.fit(value, (width, height), Image.Resampling.BICUBIC)
-            value = np.asarray(cut)
+            own = Placement.center(value.size, size=shared.size)
+            value = _place(frame, value, shared if number < num_single else own)
         frames.append(value)
-    return _Prepared(frames, {name: sample[name] for name in task.prompt_fields})
+    return _Prepared(frames, texts, tags)
+
+
+def _place(frame: FrameSpec, picture: Image.Image, placement: Placement) -> np.ndarray:
+    """A frame's pixels at the size of the example."""
+    rgb = np.asarray(picture)
+    if frame.role == Role.ASSET:
+        return fit_whole(rgb, size=placement.size)
+    try:
+        return placement.picture(rgb) if frame.codec == "rgb" else placement.map(rgb)
+    except MisalignedError as error:
+        raise SampleError(f"misaligned: {frame.field} of {error}") from None
 
 
 def _rays_of(value: Any, *, size: int, channels: int) -> Any:
@@ -293,4 +350,6 @@ def encode_examples(
             found[e, f] if (e, f) in found else (frame, np.zeros(frame.shape, np.float32))
             for f, frame in enumerate(example.frames)  # a ray frame is exact
         ]
-        yield EncodedExample([m for m, _ in pairs], [s for _, s in pairs], dict(example.texts))
+        yield EncodedExample(
+            [m for m, _ in pairs], [s for _, s in pairs], example.texts, example.tags
+        )

@@ -1,20 +1,30 @@
 """The record of a pair: two frames of one shot, with masks, words and how much moved.
 
+    FOLDER/manifest.json                          {schema, shards, ...}
+    FOLDER/pairs-00000-of-00008.array_record      records; no file where there are none
+    FOLDER/pairs-00000-of-00008.json              {records, bytes, sha256}, written last
+
 A record is a safetensors blob (`data_pipelines.blobs`): `frame.N` (a JPEG or PNG file), `mask.N` (a
 PNG of ids) and, where the clip has it, `depth.N` (float16), for N = 0 (earlier) and 1 (later); the
 rest is JSON. Both frames have one size.
 """
 
+import concurrent.futures
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
+from unidiff_jax.paths import AnyPath, as_path
 
 SCHEMA = "pair/1"
 _KEY = "unidiff_pair"
+_AGAIN = "curate the clips again with python -m launch.curate"
 
 
 class PairError(ValueError):
@@ -83,10 +93,7 @@ def decode_pair(blob: bytes) -> Pair:
         arrays, values = unpack_blob(blob, key=_KEY)
         schema = values.pop("schema")
         if schema != SCHEMA:
-            raise PairError(
-                f"the pairs have schema {schema!r}, not {SCHEMA!r}: curate the clips again with "
-                "python -m launch.curate"
-            )
+            raise PairError(f"the pairs have schema {schema!r}, not {SCHEMA!r}: {_AGAIN}")
         frames = [cv2.imdecode(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
         masks = [cv2.imdecode(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
         depth = None
@@ -108,6 +115,71 @@ def decode_pair(blob: bytes) -> Pair:
     if pair.masks.shape != size or (pair.depth is not None and pair.depth.shape != size):
         raise PairError(f"pair of {pair.clip}: masks or depth have another size than its frames")
     return pair
+
+
+def open_pairs(folder: AnyPath) -> ArrayRecordDataSource:
+    """Random access to the encoded pairs of a folder, local or in a bucket.
+
+    Raises:
+      PairError: no such folder, another schema, no pairs, or a shard that is missing, unfinished or
+        not whole; the message has the command that makes the folder.
+
+    Example:
+      >>> decode_pair(open_pairs("data/pairs")[0]).caption
+    """
+    folder = as_path(folder)
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        schema, count = manifest["schema"], int(manifest["shards"])
+    except FileNotFoundError:
+        raise PairError(f"{path} is missing: {_AGAIN}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PairError(f"{path} is damaged ({error!r}): {_AGAIN}") from None
+    if schema != SCHEMA:
+        raise PairError(f"{path} has schema {schema!r}, not {SCHEMA!r}: {_AGAIN}")
+    shards = [folder / name for name in shard_names(count)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+        counts = list(pool.map(_count_records, shards))
+    paths = [str(shard) for shard, records in zip(shards, counts, strict=True) if records]
+    if not paths:
+        raise PairError(f"{folder} holds no pairs: no clip gave one; {_AGAIN} and other settings")
+    try:
+        source = ArrayRecordDataSource(paths)
+        found = len(source)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise PairError(f"a shard of {folder} is damaged ({error}): {_AGAIN}") from None
+    if found != sum(counts):
+        raise PairError(f"{folder} has {found} pairs instead of {sum(counts)}: {_AGAIN}")
+    return source
+
+
+def shard_names(count: int) -> list[str]:
+    """Names of a folder's record files."""
+    return [f"pairs-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
+
+
+def _count_records(shard: epath.Path) -> int:
+    """Records of a finished shard; raises PairError where it is not finished or not whole."""
+    path = shard.with_suffix(".json")
+    try:
+        entry = json.loads(path.read_text())
+        records, size = int(entry["records"]), int(entry["bytes"])
+    except FileNotFoundError:
+        raise PairError(
+            f"{shard} is not finished: go on with the same python -m launch.curate command"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PairError(f"{path} is damaged ({error!r}): {_AGAIN}") from None
+    if not records:
+        return 0
+    try:
+        found = shard.stat().length
+    except FileNotFoundError:
+        raise PairError(f"{shard} is missing: {_AGAIN}") from None
+    if found != size:
+        raise PairError(f"{shard} has {found} bytes instead of {size}: {_AGAIN}")
+    return records
 
 
 def _file(kind: str, picture: np.ndarray, options: Sequence[int] = ()) -> np.ndarray:

@@ -167,7 +167,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "sources": _sources(
             stage["tasks"], size=stage["size"], is_mixed="multiview" in stage["tasks"]
         ),
-        "encode": {"buckets": True, "validation": 512, "shards": 64, "seed": 0, "batch": 16},
+        "encode": {
+            **{"buckets": True, "flip": False, "validation": 512},
+            **{"shards": 64, "seed": 0, "batch": 16},
+        },
         "caption_dropout": 0.1,
         "shift": 3.0,
         "row": stage["row"],
@@ -277,8 +280,10 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
     known = ("text_to_image", "depth_to_image", "layout_to_image", "inpaint", "edit", "multiview")
     data.tasks = {name: task for name, task in data.tasks.to_dict().items() if name in known}
     data.sources = {
-        name: {"task": name, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
-        | {"samples": 1, "only_views": name == "multiview"}
+        name: {
+            **{"task": name, "format": "miniworld", "path": "data/miniworld-64"},
+            **{"size": 64, "samples": 1},
+        }
         for name in data.tasks
     }
     data.encode.update({"buckets": False, "validation": 20, "shards": 2})

@@ -5,7 +5,7 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes` or `miniworld` |
+| `format` | | `folder`, `tar`, `parquet`, `subjects`, `scenes`, `pairs` or `miniworld` |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `fields`, `optional_texts`, `halves`, `border` | folder, tar, parquet | `TableSource` |
@@ -13,7 +13,8 @@
 | `num_kept` | parquet | `ParquetTable` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
-| `only_views` | miniworld | `MiniWorldPictures` |
+
+`pairs` (`PairSource`) and `miniworld` (`MiniWorldPictures`) build the samples of the task.
 """
 
 import difflib
@@ -22,16 +23,19 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.curate.pairs import PairError
 from data_pipelines.miniworld.pictures import MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
 from data_pipelines.sources.folders import LAYOUTS, open_folder
+from data_pipelines.sources.pairs import PairSource
 from data_pipelines.sources.parquet import ParquetTable
 from data_pipelines.sources.scenes import DOWNSCALES, SceneSource
 from data_pipelines.sources.subjects import SubjectSource
 from data_pipelines.sources.tables import Table, TableSource
 from data_pipelines.sources.tars import TarTable
 from unidiff_jax.config import config_error
+from unidiff_jax.tasks import Task
 
 
 class _Option(NamedTuple):
@@ -132,9 +136,8 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
             1.7,
         ),
     },
-    "miniworld": {
-        "only_views": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
-    },
+    "pairs": {},
+    "miniworld": {},
 }
 
 _TABLES: dict[str, Callable[..., Table]] = {
@@ -142,14 +145,19 @@ _TABLES: dict[str, Callable[..., Table]] = {
     "tar": TarTable,
     "parquet": ParquetTable,
 }
+_BUILT: dict[str, Callable[..., RawSource]] = {"pairs": PairSource, "miniworld": MiniWorldPictures}
+"""Formats whose samples are built for a task."""
 
 
-def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source") -> RawSource:
+def make_source(
+    settings: Mapping[str, Any] | ConfigDict, *, key: str = "source", task: Task | None = None
+) -> RawSource:
     """Opens the source that plain config values describe.
 
     Args:
       settings: keys of the table above.
       key: what messages call the settings: the config's dotted key.
+      task: what samples are for; the formats `pairs` and `miniworld` need it.
 
     Raises:
       ConfigError: an unknown key, a wrong value, or data that do not fit; names the key and a value
@@ -180,7 +188,7 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
     if "path" not in values:
         raise config_error(f"{key}.path", "is missing", options["path"].example)
     add, of = values.pop("add", ()), values.pop("add_of", "image")
-    source = _open(kind, values, key)
+    source = _open(kind, values, key, task)
     if not add:
         return source
     try:
@@ -189,15 +197,15 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
         raise config_error(f"{key}.add_of", str(error), source.fields[0]) from None
 
 
-def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
+def _open(kind: str, values: dict[str, Any], key: str, task: Task | None) -> RawSource:
     path = values.pop("path")
     if "num_views" in values:
         values["num_views"] = check_bounds(_bounds(values["num_views"]))
     try:
         if kind == "subjects":
             return SubjectSource(path, **values)
-        if kind == "miniworld":
-            return MiniWorldPictures(path, **values)
+        if kind in _BUILT:
+            return _build(kind, path, key, task)
         if kind == "scenes":
             window, views = values.get("window"), values.get("num_views", (2, 6))
             if window is not None and window < views[1]:
@@ -212,6 +220,18 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
         return TableSource(table, **values)
     except SourceError as error:
         raise config_error(f"{key}.fields", str(error)) from None
+
+
+def _build(kind: str, path: str, key: str, task: Task | None) -> RawSource:
+    if task is None:
+        problem = f"is missing: the format {kind!r} builds samples for a task"
+        raise config_error(f"{key}.task", problem, "next_frame")
+    try:
+        return _BUILT[kind](path, task=task)
+    except PairError as error:
+        raise config_error(f"{key}.path", str(error)) from None
+    except SourceError as error:
+        raise config_error(f"{key}.task", str(error), "next_frame") from None
 
 
 def _bounds(value: Any) -> Any:

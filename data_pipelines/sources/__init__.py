@@ -2,5 +2,5 @@
 
 Reading order: base (what a source is), tables (rows of named columns: folders, tars, parquet),
 subjects (several pictures of one thing), scenes (posed views), conditions (fields made on the fly),
-make (from a config).
+pairs (samples built from curated video), make (from a config), sheet (samples to look at).
 """

@@ -94,8 +94,8 @@ def decode_pair(blob: bytes) -> Pair:
         schema = values.pop("schema")
         if schema != SCHEMA:
             raise PairError(f"the pairs have schema {schema!r}, not {SCHEMA!r}: {_AGAIN}")
-        frames = [cv2.imdecode(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
-        masks = [cv2.imdecode(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
+        frames = [_picture(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
+        masks = [_picture(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
         depth = None
         if "depth.0" in arrays:
             depth = np.stack([arrays[f"depth.{n}"] for n in range(2)])
@@ -180,6 +180,13 @@ def _count_records(shard: epath.Path) -> int:
     if found != size:
         raise PairError(f"{shard} has {found} bytes instead of {size}: {_AGAIN}")
     return records
+
+
+def _picture(data: np.ndarray, mode: int) -> np.ndarray:
+    picture = cv2.imdecode(data, mode)
+    if picture is None:
+        raise ValueError("a picture's file is damaged")
+    return picture
 
 
 def _file(kind: str, picture: np.ndarray, options: Sequence[int] = ()) -> np.ndarray:

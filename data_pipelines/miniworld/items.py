@@ -17,7 +17,6 @@ Depth is drawn as inverse depth between two fixed planes, near bright (the readi
 affine-invariant depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from data_pipelines import objects
 from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.tasks import Task
 
 TASK_NAMES = (
@@ -68,7 +68,7 @@ class MiniWorldSource:
 
     def __init__(
         self,
-        folder: str | pathlib.Path,
+        folder: AnyPath,
         *,
         split: str,
         edit_kinds: Sequence[str] = (),

@@ -1,6 +1,5 @@
 """MiniWorld as a raw data set of pictures, like a user's own: for trying recipes on latents."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from data_pipelines.miniworld.items import CAMERA_CLIPS, MiniWorldSource
 from data_pipelines.miniworld.records import Record
 from data_pipelines.sources.base import UnsuitableError, check_index, draw_field
 from unidiff_jax import cameras
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.tasks import Task
 
 _FIELDS = frozenset(
@@ -28,7 +28,7 @@ class MiniWorldPictures:
     For `multiview` they are of the scenes of whose clip only the camera moves.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, task: Task, split: str = "train"):
+    def __init__(self, folder: AnyPath, *, task: Task, split: str = "train"):
         """Opens a split.
 
         Args:

@@ -12,6 +12,7 @@ from PIL import Image
 from raw_data import same_sample
 
 from data_pipelines import objects
+from data_pipelines.blobs import pack_blob, unpack_blob
 from data_pipelines.curate.pairs import PairError, decode_pair, encode_pair, open_pairs, shard_names
 from data_pipelines.encoder import EncodeSettings, prepare
 from data_pipelines.geometry import fit_whole
@@ -437,6 +438,14 @@ def test_a_damaged_record_is_one_sample(tmp_path):
     assert "pair 1: not a pair of schema" in messages[1]
     assert "pair 2: not a pair of schema" in messages[2]
     assert source.sample(3, np.random.default_rng(0))["change"]
+
+
+@pytest.mark.parametrize("name", ["frame.1", "mask.0"])
+def test_a_picture_that_is_no_picture(name):
+    arrays, values = unpack_blob(encode_pair(make_pair()), key="unidiff_pair")
+    arrays[name] = np.zeros(50, np.uint8)
+    with pytest.raises(PairError, match=r"not a pair .*: a picture's file is damaged"):
+        decode_pair(pack_blob(arrays, values, key="unidiff_pair"))
 
 
 def test_a_pair_survives():

@@ -44,7 +44,10 @@ def released_parts(weights: str) -> ConfigDict:
 def reading() -> dict[str, Any]:
     """How data sets are encoded and read: keys of `data`."""
     return {
-        "encode": {"buckets": True, "validation": 512, "shards": 64, "seed": 0, "batch": 16},
+        "encode": {
+            **{"buckets": True, "flip": False, "validation": 512},
+            **{"shards": 64, "seed": 0, "batch": 16},
+        },
         "num_bins": 32,
         "num_shards": 32,
         "read_threads": 16,

@@ -232,7 +232,7 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
     data.tasks = {name: task for name, task in data.tasks.to_dict().items() if name in known}
     data.sources = {
         name: {"task": name, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
-        | {"samples": 1, "only_views": name == "multiview"}
+        | {"samples": 1}
         for name in data.tasks
     }
     data.row = {"tokens": 128, "frames": 9, "segments": 5, "text": 256}

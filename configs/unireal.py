@@ -31,8 +31,8 @@ Not in the paper, chosen here:
 - Context tags: the paper shows some. A data set has its style, a pair of video frames whether the
   scene moves (`data_pipelines.curate`), a task what it is (`unidiff_jax.tasks`).
 
-Not here: text to video in the first stage; pictures to edges, the fourth part of Video Control; and
-the paper's own pictures (T2I, editing, insertion), for which a user's take the place.
+Not here: text to video in the first stage, and the paper's own pictures (T2I, editing, insertion),
+for which a user's take the place.
 """
 
 from typing import Any
@@ -82,7 +82,7 @@ def _table(name: str, fields: dict[str, str]) -> dict[str, Any]:
 
 
 # Table 1: pictures, task, and where they are; `path` and `fields` (the columns) are for the user to
-# set: data.sources.NAME.path. Video Control's 3 M are four parts of which three are here.
+# set: data.sources.NAME.path. Video Control's 3 M are in four equal parts.
 DATASETS: dict[str, tuple[float, str, dict[str, Any]]] = {
     "instructpix2pix": (300e3, "edit", _table("instructpix2pix", _EDIT) | _SYNTHETIC),
     "ultraedit": (500e3, "edit", _table("ultraedit", _EDIT) | _SYNTHETIC),
@@ -107,7 +107,8 @@ DATASETS: dict[str, tuple[float, str, dict[str, Any]]] = {
     "video_segment": (5e6, "segment", _PAIRS),
     "video_depth": (0.75e6, "depth", _PAIRS),
     "video_from_depth": (0.75e6, "depth_to_image", _PAIRS),
-    "video_from_edges": (0.75e6, "edges_to_image", _PAIRS | {"add": ("edges",)}),
+    "video_edges": (0.75e6, "edges", _PAIRS),
+    "video_from_edges": (0.75e6, "edges_to_image", _PAIRS),
 }
 
 
@@ -209,8 +210,7 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
     data = config.data
     data.sources = {
         task: {"task": task, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
-        | {"samples": 1, "fields_of": "text_to_image" if task == "edges_to_image" else task}
-        | {"add": ("edges",) if task == "edges_to_image" else (), **_SYNTHETIC}
+        | {"samples": 1, "add": ("edges",) if "edges" in task else (), **_SYNTHETIC}
         for task in data.tasks
     }
     data.row = {"tokens": 128, "frames": 9, "segments": 5, "text": 384}

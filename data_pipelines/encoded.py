@@ -2,7 +2,8 @@
 
     FOLDER/NAME/manifest.json                      what was encoded, and how (`shards`)
     FOLDER/NAME/train-00000-of-00008.array_record  records
-    FOLDER/NAME/train-00000-of-00008.json          {records, bytes, sha256, largest, skipped}
+    FOLDER/NAME/train-00000-of-00008.json          {records, bytes, sha256, largest, skipped,
+                                                    unsuitable}
 
 A record is one example of one task as a safetensors blob: `mean.N` and `std.N`, float16 (rows,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
@@ -10,18 +11,15 @@ frames have no `std`. Its texts and tags are JSON in the blob's metadata. Traini
 from the posteriors in the step (`flow.draw_latents`), so that epochs differ.
 """
 
-import concurrent.futures
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
-from data_pipelines.shards import ManifestError
+from data_pipelines.shards import ManifestError, ShardError
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.tasks import Task
 
@@ -97,28 +95,25 @@ class EncodedSource:
         Raises:
           EncodedError: a folder is missing, unfinished, of another task, or holds nothing.
         """
-        paths, self.largest = [], Largest()
-        for folder in map(as_path, folders):
+        places: list[tuple[AnyPath, str]] = []
+        for folder in folders:
             manifest = read_manifest(folder)
             if manifest["task"] != task.name:
                 raise EncodedError(f"{folder} holds task {manifest['task']!r}, not {task.name!r}")
             names = shards.shard_names(split, manifest["shards"][split])
-            with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
-                entries = list(pool.map(functools.partial(shards.read_entry, folder), names))
-            for name, entry in zip(names, entries, strict=True):
-                if entry is None:
-                    raise EncodedError(f"{folder / name} is not encoded yet; {_again(folder)}")
-                if entry["records"]:
-                    paths.append(str(folder / name))
-                    self.largest = self.largest.with_entry(entry["largest"])
-        if not paths:
+            places += [(folder, name) for name in names]
+        try:
+            opened = shards.open_shards(places)
+        except ShardError as error:
+            raise EncodedError(f"{error}; {_again(folders[0])}") from None
+        if opened is None:
             shown = ", ".join(map(str, folders))
             raise EncodedError(f"no {split} example of task {task.name!r} in {shown}")
-        try:
-            self._records = ArrayRecordDataSource(paths)
-            self._count = len(self._records)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EncodedError(f"a {split} file of {paths[0]}... is damaged: {error}") from None
+        self._records, self._count = opened.records, len(opened.records)
+        self.largest = Largest()
+        for entry in opened.entries:
+            if entry["records"]:
+                self.largest = self.largest.with_entry(entry["largest"])
 
     def __len__(self) -> int:
         return self._count

@@ -1,37 +1,44 @@
 """Encodes a raw data set into latents (`encoded`), on all devices of all processes.
 
-Pictures are cut to the bucket of the example's first one and sampled with antialiasing; an example
-with cameras is square, because a ray frame covers the square in the middle of its picture. The
-autoencoder runs on batches of one size, spread over this process's devices.
+An example has the size of the bucket of its first picture; with cameras it is square, because a ray
+frame covers the square in the middle of its picture. Frames that belong together go through one
+placement (`geometry`): photographs with antialiasing, maps without. Reference objects are fitted
+whole, on white, and views of a scene or subject are cut to the size each on its own.
+
+The autoencoder runs on batches of one size, spread over this process's devices.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedExample, Largest
-from data_pipelines.sources.base import RawSource, SampleError
+from data_pipelines.geometry import MisalignedError, Placement, fit_whole
+from data_pipelines.sources.base import RawSource, SampleError, UnsuitableError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
-from unidiff_jax.tasks import Task
-from unidiff_jax.types import Kind
+from unidiff_jax.tasks import FrameSpec, Task
+from unidiff_jax.types import Kind, Role
 
 _READ_THREADS = 8
 _MAX_SKIPPED = 0.2
 _SKIPPED_AT_LEAST = 20
+
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class EncodeSettings:
       validation: raw samples kept out of training.
       shards: files of the training split.
       seed: of the split and of all choices.
+      flip: whether half of the examples are mirrored, at random: all frames that belong together,
+        and never where the texts say left or right.
     """
 
     size: int
@@ -53,6 +62,7 @@ class EncodeSettings:
     validation: int = 64
     shards: int = 8
     seed: int = 0
+    flip: bool = False
 
     def __post_init__(self):
         try:
@@ -77,6 +87,20 @@ class _Prepared:
     tags: Sequence[str]
 
 
+class EncodeCount(NamedTuple):
+    """What became of raw samples.
+
+    Attributes:
+      records: examples that were written.
+      skipped: samples that could not be used.
+      unsuitable: samples that have nothing for the task, by reason.
+    """
+
+    records: int
+    skipped: int
+    unsuitable: collections.Counter[str]
+
+
 def encode_dataset(
     source: RawSource,
     *,
@@ -87,7 +111,7 @@ def encode_dataset(
     origin: Mapping[str, Any],
     batch: int = 16,
     on_samples: Callable[[int], Any] = lambda count: None,
-) -> collections.Counter[str]:
+) -> EncodeCount:
     """Encodes what is missing of a folder; a stopped job continues, finished shards stay.
 
     Args:
@@ -101,7 +125,7 @@ def encode_dataset(
       on_samples: called with the number of samples done.
 
     Returns:
-      Number of records and of skipped samples of this process, old and new.
+      What became of this process's samples, in old shards and new ones.
 
     Raises:
       ConfigError: the folder was begun with other settings.
@@ -123,7 +147,7 @@ def encode_dataset(
         made="encoded",
         remedy="choose another --set data.folder=FOLDER",
     )
-    count: collections.Counter[str] = collections.Counter()
+    records, skipped, unsuitable = 0, 0, collections.Counter()
     places = [
         (folder / name, indices)
         for split, parts in plan.items()
@@ -135,11 +159,13 @@ def encode_dataset(
             _encode_shard(
                 path, indices, source, task, autoencoder, settings, batch, on_samples=on_samples
             )
-            entry = shards.read_entry(folder, path.name) or {"records": 0, "skipped": []}
+            entry = shards.read_entry(folder, path.name)
+            assert entry is not None  # just written
         else:
             on_samples(len(indices))
-        count.update(records=entry["records"], skipped=len(entry["skipped"]))
-    return count
+        records, skipped = records + entry["records"], skipped + len(entry["skipped"])
+        unsuitable.update(entry["unsuitable"])
+    return EncodeCount(records, skipped, unsuitable)
 
 
 def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarray]]:
@@ -175,6 +201,7 @@ def _encode_shard(
     on_samples: Callable[[int], Any],
 ) -> None:
     skipped: list[str] = []
+    unsuitable: list[str] = []
 
     def load(pair: tuple[int, int]) -> _Prepared | None:
         index, number = pair
@@ -186,7 +213,11 @@ def _encode_shard(
                 settings=settings,
                 downscale=autoencoder.downscale,
                 channels=autoencoder.latent_channels,
+                rng=rng,
             )
+        except UnsuitableError as error:
+            unsuitable.append(str(error))
+            return None
         except SampleError as error:
             skipped.append(str(error))
             logging.warning("skipped: %s", error)
@@ -214,7 +245,11 @@ def _encode_shard(
 
     count = shards.write_shard(path, records())
     shards.write_entry(
-        path, records=count, largest=dataclasses.asdict(largest), skipped=sorted(skipped)
+        path,
+        records=count,
+        largest=dataclasses.asdict(largest),
+        skipped=sorted(skipped),
+        unsuitable=collections.Counter(sorted(unsuitable)),
     )
 
 
@@ -225,11 +260,13 @@ def prepare(
     settings: EncodeSettings,
     downscale: int,
     channels: int,
+    rng: np.random.Generator,
 ) -> _Prepared:
-    """Pictures cut to their size, cameras as ray maps, and the texts and tags of the prompt.
+    """Pictures at their size, cameras as ray maps, and the texts and tags of the prompt.
 
     Raises:
-      SampleError: a field is missing, or lists differ in length.
+      SampleError: a field is missing, lists differ in length, or frames that should lie on each
+        other have different aspect ratios.
     """
     missing = [k for k in (*(f.field for f in task.frames), *task.prompt_fields) if k not in sample]
     if missing:
@@ -250,14 +287,30 @@ def prepare(
         height, width = nearest_bucket(first.height, first.width, side=settings.size)
     else:
         height = width = settings.size
-    frames = []
-    for frame, value in sequence:
-        if frame.kind == Kind.IMAGE:
-            cut = ImageOps.fit(value, (width, height), Image.Resampling.BICUBIC)
-            value = np.asarray(cut)
-        frames.append(value)
     texts = {name: sample[name] for name in task.prompt_fields}
-    return _Prepared(frames, texts, tuple(sample.get("tags", ())))
+    tags = list(sample.get("tags", ()))
+    says_side = any(_SIDES.search(text) for text in (*texts.values(), *tags))
+    flipped = settings.flip and bool(rng.integers(2)) and not says_side
+    shared = Placement.center(first.size, size=(width, height), flipped=flipped)
+    num_single = len(task.frames) - task.repeats
+    frames = []
+    for number, (frame, value) in enumerate(sequence):
+        if frame.kind == Kind.IMAGE:
+            own = Placement.center(value.size, size=shared.size)
+            value = _place(frame, value, shared if number < num_single else own)
+        frames.append(value)
+    return _Prepared(frames, texts, tags)
+
+
+def _place(frame: FrameSpec, picture: Image.Image, placement: Placement) -> np.ndarray:
+    """A frame's pixels at the size of the example."""
+    rgb = np.asarray(picture)
+    if frame.role == Role.ASSET:
+        return fit_whole(rgb, size=placement.size)
+    try:
+        return placement.picture(rgb) if frame.codec == "rgb" else placement.map(rgb)
+    except MisalignedError as error:
+        raise SampleError(f"misaligned: {frame.field} of {error}") from None
 
 
 def _rays_of(value: Any, *, size: int, channels: int) -> Any:
@@ -296,4 +349,4 @@ def encode_examples(
             for f, frame in enumerate(example.frames)  # a ray frame is exact
         ]
         means, stds = ([pair[i] for pair in pairs] for i in range(2))
-        yield EncodedExample(means, stds, dict(example.texts), example.tags)
+        yield EncodedExample(means, stds, example.texts, example.tags)

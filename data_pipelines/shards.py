@@ -8,17 +8,23 @@ A shard counts once its JSON file is there, which is written last. So a job that
 with the shards that are not finished.
 """
 
+import concurrent.futures
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path, write_json, written_whole
 
 _WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
+
+
+class ShardError(ValueError):
+    """A shard that is not finished, or whose files are not what they were."""
 
 
 class ManifestError(ValueError):
@@ -43,7 +49,7 @@ def read_manifest(folder: AnyPath, *, schema: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path} is damaged ({error})") from None
+        raise ManifestError(f"{path} is damaged ({error!r})") from None
     if found != schema:
         raise ManifestError(f"{path} has schema {found!r}, not {schema!r}")
     return manifest
@@ -112,10 +118,69 @@ def write_entry(path: AnyPath, *, records: int, **known: Any) -> None:
 
 def read_entry(folder: AnyPath, name: str) -> dict[str, Any] | None:
     """What is known of a finished shard; None where it is missing or not whole."""
-    path = as_path(folder) / name
     try:
-        entry = json.loads(path.with_suffix(".json").read_text())
-        whole = not entry["records"] or path.stat().length == entry["bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return check_entry(folder, name)
+    except ShardError:
         return None
-    return entry if whole else None
+
+
+def check_entry(folder: AnyPath, name: str) -> dict[str, Any]:
+    """What is known of a finished shard.
+
+    Raises:
+      ShardError: it is not finished, or its files are not whole.
+    """
+    path = as_path(folder) / name
+    described = path.with_suffix(".json")
+    try:
+        entry = json.loads(described.read_text())
+        records, size = int(entry["records"]), int(entry["bytes"])
+    except FileNotFoundError:
+        raise ShardError(f"{path} is not finished") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{described} is damaged ({error!r})") from None
+    if records:
+        try:
+            found = path.stat().length
+        except FileNotFoundError:
+            raise ShardError(f"{path} is missing") from None
+        if found != size:
+            raise ShardError(f"{path} has {found} bytes instead of {size}")
+    return entry
+
+
+class Opened(NamedTuple):
+    """Random access to the records of shards, in order, and what is known of each shard."""
+
+    records: ArrayRecordDataSource
+    entries: list[dict[str, Any]]
+
+
+def open_shards(places: Iterable[tuple[AnyPath, str]]) -> Opened | None:
+    """Opens finished shards; None where none has a record.
+
+    Args:
+      places: folder and name of each.
+
+    Raises:
+      ShardError: one is not finished, not whole or damaged.
+    """
+    places = list(places)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+        entries = list(pool.map(lambda place: check_entry(*place), places))
+    paths = [
+        str(as_path(folder) / name)
+        for (folder, name), entry in zip(places, entries, strict=True)
+        if entry["records"]
+    ]
+    if not paths:
+        return None
+    try:
+        records = ArrayRecordDataSource(paths)
+        found = len(records)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ShardError(f"one of {paths[0]} and the other shards is damaged ({error})") from None
+    wanted = sum(entry["records"] for entry in entries)
+    if found != wanted:
+        raise ShardError(f"{paths[0]} and the other shards have {found} records, not {wanted}")
+    return Opened(records, entries)

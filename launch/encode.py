@@ -5,7 +5,8 @@
 
 Reads `data.sources`, writes `data.folder/NAME`. A stopped run continues with the same command. On
 several hosts every process encodes its own shards. Samples that cannot be used are skipped, counted
-and listed in the shard's JSON file; when they are too many, the command stops and says why.
+and listed in the shard's JSON file; when they are too many, the command stops and says why. Samples
+that have nothing for the task, such as a scene without an edit, are counted by reason.
 """
 
 from absl import flags
@@ -53,7 +54,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
         raw = config.data.sources[name].to_dict()
         task = get_task(raw.pop("task"))
         settings = EncodeSettings(size=raw.pop("size"), samples=raw.pop("samples"), **shared)
-        source = make_source(raw, key=f"data.sources.{name}")
+        source = make_source(raw, key=f"data.sources.{name}", task=task)
         check_fields(source.fields, task=task, name=name)
         folder = as_path(config.data.folder) / name
         with tqdm(total=len(source), unit="sample", desc=name) as bar:
@@ -67,7 +68,9 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
                 batch=batch,
                 on_samples=bar.update,
             )
-        print(f"{folder}: {count['records']} records, {count['skipped']} samples skipped")
+        print(f"{folder}: {count.records} records, {count.skipped} samples skipped")
+        for reason, number in count.unsuitable.most_common():
+            print(f"  {number} samples without use for the task: {reason}")
 
 
 def check_fields(fields: tuple[str, ...], *, task: Task, name: str) -> None:

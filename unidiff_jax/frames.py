@@ -54,6 +54,8 @@ def _read_grey(rgb: np.ndarray) -> np.ndarray:
 CODECS: dict[str, Codec] = {
     # uint8 (h, w, 3)
     "rgb": Codec(_draw_rgb, _read_rgb),
+    # the same in flat colours that mean something, which scaling must not mix
+    "colors": Codec(_draw_rgb, _read_rgb),
     # float (h, w) in [0, 1]; 1 is near
     "depth": Codec(_draw_grey, _read_grey),
     # bool (h, w); white on black, read back at half

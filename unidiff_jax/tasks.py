@@ -148,7 +148,7 @@ class Task:
 _IMAGE = FrameSpec(field="image")
 _DEPTH = FrameSpec(field="depth", codec="depth", role=Role.CONTROL)
 _MASK = FrameSpec(field="mask", codec="mask", role=Role.CONTROL)
-_LAYOUT = FrameSpec(field="layout", role=Role.CONTROL)
+_LAYOUT = FrameSpec(field="layout", codec="colors", role=Role.CONTROL)
 _HOLED = FrameSpec(field="holed", role=Role.CANVAS)
 _EDITED = FrameSpec(field="edited")
 _CHANGED = FrameSpec(field="changed", codec="mask", role=Role.CONTROL)
@@ -158,15 +158,21 @@ _EARLIER = FrameSpec(field="earlier", role=Role.CANVAS)
 _ASSET = FrameSpec(field="assets", role=Role.ASSET)
 _VIEW = FrameSpec(field="views")
 _CAMERA = FrameSpec(field="cameras", kind=Kind.RAY)
+_BLURRED = FrameSpec(field="blurred", role=Role.CONTROL)
+_SMALL = FrameSpec(field="small", role=Role.CONTROL)
+_EDGES = FrameSpec(field="edges", role=Role.CONTROL)
+_CONTOURS = FrameSpec(field="contours", role=Role.CONTROL)
+_POSE = FrameSpec(field="pose", role=Role.CONTROL)
+_SEMANTIC = FrameSpec(field="semantic", codec="colors", role=Role.CONTROL)
 
 
-def _map_task(id: int, name: str, field: str, *, token: str, title: str) -> Task:
+def _map_task(id: int, name: str, frame: FrameSpec, *, token: str, title: str) -> Task:
     """A picture from a map or a worse picture of it, and the caption (OneDiffusion, Table 1)."""
     return Task(
         id=id,
         name=name,
         title=title,
-        frames=(_IMAGE, FrameSpec(field=field, role=Role.CONTROL)),
+        frames=(_IMAGE, frame),
         generate=("image",),
         prompt=f"[[{token}]] {{caption}}",
         base="{caption}, after IMG1",
@@ -264,14 +270,14 @@ TASKS: dict[str, Task] = {
             tags=("static scenario",),
             metric="hole_psnr",
         ),
-        _map_task(9, "deblur", "blurred", token="deblurring", title="Deblurring"),
+        _map_task(9, "deblur", _BLURRED, token="deblurring", title="Deblurring"),
         # the paper trains it and names no token: ours
-        _map_task(10, "upscale", "small", token="upscaling", title="Upscaling"),
-        _map_task(11, "edges_to_image", "edges", token="canny2image", title="Edges to image"),
-        _map_task(12, "contours_to_image", "contours", token="hed2img", title="Contours to image"),
-        _map_task(13, "pose_to_image", "pose", token="pose2image", title="Pose to image"),
+        _map_task(10, "upscale", _SMALL, token="upscaling", title="Upscaling"),
+        _map_task(11, "edges_to_image", _EDGES, token="canny2image", title="Edges to image"),
+        _map_task(12, "contours_to_image", _CONTOURS, token="hed2img", title="Contours to image"),
+        _map_task(13, "pose_to_image", _POSE, token="pose2image", title="Pose to image"),
         _map_task(
-            14, "semantic_to_image", "semantic", token="semanticmap2image", title="Classes to image"
+            14, "semantic_to_image", _SEMANTIC, token="semanticmap2image", title="Classes to image"
         ),
         Task(
             id=15,
@@ -332,6 +338,17 @@ TASKS: dict[str, Task] = {
             tags=("with reference object", "static scenario"),
             metric="identity",
             repeats=1,
+        ),
+        Task(
+            id=20,
+            name="edges",
+            title="Image to edges",
+            frames=(_IMAGE, _EDGES),
+            generate=("edges",),
+            prompt="[[canny2image]]",
+            base="the edge map of IMG1",
+            tags=("perception task",),
+            metric="psnr",
         ),
         Task(
             id=21,

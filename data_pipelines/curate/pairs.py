@@ -1,5 +1,9 @@
 """The record of a pair: two frames of one shot, with masks, words and how much moved.
 
+    FOLDER/manifest.json                          {schema, shards, ...}
+    FOLDER/pairs-00000-of-00008.array_record      records; no file where there are none
+    FOLDER/pairs-00000-of-00008.json              what is known of the shard (`shards`)
+
 A record is a safetensors blob (`data_pipelines.blobs`): `frame.N` (a JPEG or PNG file), `mask.N` (a
 PNG of ids) and, where the clip has it, `depth.N` (float16), for N = 0 (earlier) and 1 (later); the
 rest is JSON. Both frames have one size.
@@ -10,14 +14,19 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
+from data_pipelines.shards import ManifestError, ShardError
+from unidiff_jax.paths import AnyPath
 
 SCHEMA = "pair/1"
 NAME = "pairs"
 """What record files begin with."""
 
 _KEY = "unidiff_pair"
+_AGAIN = "curate the clips again with python -m launch.curate"
 
 
 class PairError(ValueError):
@@ -86,12 +95,9 @@ def decode_pair(blob: bytes) -> Pair:
         arrays, values = unpack_blob(blob, key=_KEY)
         schema = values.pop("schema")
         if schema != SCHEMA:
-            raise PairError(
-                f"the pairs have schema {schema!r}, not {SCHEMA!r}: curate the clips again with "
-                "python -m launch.curate"
-            )
-        frames = [cv2.imdecode(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
-        masks = [cv2.imdecode(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
+            raise PairError(f"the pairs have schema {schema!r}, not {SCHEMA!r}: {_AGAIN}")
+        frames = [_picture(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
+        masks = [_picture(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
         depth = None
         if "depth.0" in arrays:
             depth = np.stack([arrays[f"depth.{n}"] for n in range(2)])
@@ -111,6 +117,36 @@ def decode_pair(blob: bytes) -> Pair:
     if pair.masks.shape != size or (pair.depth is not None and pair.depth.shape != size):
         raise PairError(f"pair of {pair.clip}: masks or depth have another size than its frames")
     return pair
+
+
+def open_pairs(folder: AnyPath) -> ArrayRecordDataSource:
+    """Random access to the encoded pairs of a folder, local or in a bucket.
+
+    Raises:
+      PairError: no such folder, another schema, no pairs, or a shard that is missing, unfinished or
+        not whole; the message has the command that makes the folder.
+
+    Example:
+      >>> decode_pair(open_pairs("data/pairs")[0]).caption
+    """
+    try:
+        manifest = shards.read_manifest(folder, schema=SCHEMA)
+        names = shards.shard_names(NAME, int(manifest["shards"]))
+        opened = shards.open_shards((folder, name) for name in names)
+    except (ManifestError, ShardError) as error:
+        raise PairError(f"{error}: {_AGAIN}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise PairError(f"{folder}/manifest.json is damaged ({error!r}): {_AGAIN}") from None
+    if opened is None:
+        raise PairError(f"{folder} holds no pairs: no clip gave one; {_AGAIN} and other settings")
+    return opened.records
+
+
+def _picture(data: np.ndarray, mode: int) -> np.ndarray:
+    picture = cv2.imdecode(data, mode)
+    if picture is None:
+        raise ValueError("a picture's file is damaged")
+    return picture
 
 
 def _file(kind: str, picture: np.ndarray, options: Sequence[int] = ()) -> np.ndarray:

@@ -18,16 +18,17 @@ Depth is drawn as inverse depth between two fixed planes, near bright (the readi
 affine-invariant depth models): nearness = (1 / z - 1 / FAR) / (1 / NEAR - 1 / FAR).
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines import objects
 from data_pipelines.miniworld import language
 from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
 from unidiff_jax.evals.metrics import changed_pixels
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.tasks import Task
 
 TASK_NAMES = (
@@ -44,11 +45,6 @@ TASK_NAMES = (
 
 NEAR, FAR = 3.5, 16.0
 """Depth planes in scene units; every visible point lies between them."""
-
-HOLE_GREY = 128
-MAX_ASSETS = 3
-MIN_ASSET_SHARE = 0.015
-"""An object of fewer of the picture's pixels is no reference: 15 pixels at 32 a side."""
 
 CAMERA_CLIPS = ("turn", "rise")
 """Kinds of clips in which only the camera moves."""
@@ -75,7 +71,7 @@ class MiniWorldSource:
 
     def __init__(
         self,
-        folder: str | pathlib.Path,
+        folder: AnyPath,
         *,
         split: str,
         edit_kinds: Sequence[str] = (),
@@ -150,45 +146,27 @@ class MiniWorldSource:
             first, last = record.clip["images"][0], record.clip["images"][-1]
             item["earlier"], item["later"] = record.rgb[first], record.rgb[last]
             item["change"] = record.clip["description"]
-            if rng.random() < 0.5:
+            if "earlier" in fields and rng.random() < 0.5:
                 item["change"] = language.as_instruction(rng, item["change"])
             moves = record.clip["kind"] in CAMERA_CLIPS
             item["tags"] = ("dynamic scenario" if moves else "static scenario",)
         if "assets" in fields:
-            found = self._references(record, rng, most=1 if "canvas" in fields else MAX_ASSETS)
+            has_canvas = "canvas" in fields
+            ends = record.instance[[first, last]]
+            bodies = record.scenes[0]["objects"]
+            seen = [body for body in bodies if objects.is_seen(ends, body["id"])]
+            found = objects.draw_things(seen, rng, most=1 if has_canvas else objects.MAX_ASSETS)
             if not found:
                 return None
             item["assets"] = [cut_out(record, first, body["id"]) for body in found]
             item["caption"] = _choose(record.captions[last][: self._num_captions], rng)
+            names = [f"{body['color']} {body['shape']}" for body in found]
             # given frames are named in order, and a canvas comes before the objects
-            offset = 2 if "canvas" in fields else 1
-            names = [
-                f"the {b['color']} {b['shape']} of IMG{n}" for n, b in enumerate(found, offset)
-            ]
-            item["references"] = " and ".join(names)
-            if "canvas" in fields:
-                canvas = record.rgb[last].copy()
-                for body in found:
-                    canvas[box_of(record.instance[last] == body["id"])] = HOLE_GREY
-                item["canvas"] = canvas
+            item["references"] = objects.name_references(names, first=2 if has_canvas else 1)
+            if has_canvas:
+                masks = [record.instance[last] == body["id"] for body in found]
+                item["canvas"] = objects.cover(record.rgb[last], masks)
         return item
-
-    def _references(
-        self, record: Record, rng: np.random.Generator, *, most: int
-    ) -> list[Mapping[str, Any]]:
-        """Objects that both ends of the clip show whole enough, in random order, at most `most`."""
-        assert record.clip is not None
-        ends = [record.instance[i] for i in (record.clip["images"][0], record.clip["images"][-1])]
-        seen = [
-            body
-            for body in record.scenes[0]["objects"]
-            if all(
-                (instance == body["id"]).sum() >= MIN_ASSET_SHARE * instance.size
-                for instance in ends
-            )
-        ]
-        count = min(len(seen), int(rng.integers(1, most + 1)))
-        return [seen[i] for i in rng.permutation(len(seen))[:count]]
 
 
 def draw_layout(scene: Mapping[str, Any], instance: np.ndarray) -> np.ndarray:
@@ -206,20 +184,17 @@ def draw_layout(scene: Mapping[str, Any], instance: np.ndarray) -> np.ndarray:
 
 def cut_hole(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Base picture with a grey box around one object, and the box as a mask."""
-    instance = record.instance[0]
     body = _choose(record.scenes[0]["objects"], rng)
-    hole = np.zeros(instance.shape, bool)
-    hole[box_of(instance == body["id"])] = True
-    holed = record.rgb[0].copy()
-    holed[hole] = HOLE_GREY
-    return holed, hole
+    mask = record.instance[0] == body["id"]
+    hole = np.zeros(mask.shape, bool)
+    hole[objects.box_of(mask)] = True
+    return objects.cover(record.rgb[0], [mask]), hole
 
 
 def cut_out(record: Record, image: int, body: int) -> np.ndarray:
     """An object alone on white, as large as the picture allows (nearest neighbour)."""
     mask = record.instance[image] == body
-    box = box_of(mask)
-    alone = np.where(mask[box][..., None], record.rgb[image][box], 255)
+    alone = objects.cut_out(record.rgb[image], mask)
     side, height, width = len(mask), *alone.shape[:2]
     scale = side / max(height, width)
     rows = np.minimum((np.arange(round(height * scale)) / scale).astype(int), height - 1)
@@ -228,12 +203,6 @@ def cut_out(record: Record, image: int, body: int) -> np.ndarray:
     top, left = (side - len(rows)) // 2, (side - len(columns)) // 2
     asset[top : top + len(rows), left : left + len(columns)] = alone[np.ix_(rows, columns)]
     return asset
-
-
-def box_of(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a mask's bounding box."""
-    rows, columns = np.nonzero(mask)
-    return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
 
 
 def prompts(record: Record) -> list[str]:

@@ -1,88 +1,75 @@
 """MiniWorld as a raw data set of pictures, like a user's own: for trying recipes on latents."""
 
-import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.miniworld.items import CAMERA_CLIPS, TASK_NAMES, MiniWorldSource
+from data_pipelines.miniworld.items import CAMERA_CLIPS, MiniWorldSource
 from data_pipelines.miniworld.records import Record
-from data_pipelines.sources.base import check_index
+from data_pipelines.sources.base import UnsuitableError, check_index, draw_field
 from unidiff_jax import cameras
-from unidiff_jax.frames import CODECS
-from unidiff_jax.tasks import TASKS
+from unidiff_jax.paths import AnyPath
+from unidiff_jax.tasks import Task
 
-SHOWN_TASKS = (*TASK_NAMES, "customize", "insert", "edit_with_mask")
-"""Tasks whose fields a scene can have."""
+_FIELDS = frozenset(
+    "image caption depth mask expression source edited instruction earlier later change layout "
+    "holed assets references canvas changed".split()
+)
+_VIEW_FIELDS = ("views", "cameras", "caption")
 
 _SCENE_SCALE = 1.7
 """Distance from the first camera to the point that all look at, as in nerfstudio scenes."""
 
 
 class MiniWorldPictures:
-    """Samples with the fields of one task, or of several together; a `sources.RawSource`."""
+    """Samples with those fields of a task that scenes can fill; a `sources.RawSource`.
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        *,
-        split: str = "train",
-        only_views: bool = False,
-        fields_of: str | None = None,
-    ):
+    For `multiview` they are of the scenes of whose clip only the camera moves.
+    """
+
+    def __init__(self, folder: AnyPath, *, task: Task, split: str = "train"):
         """Opens a split.
 
         Args:
           folder: made by `launch.miniworld`.
+          task: what samples are for.
           split: of the records.
-          only_views: scenes of whose clip only the camera moves; their samples have `views` and
-            `cameras`.
-          fields_of: the one task whose fields samples have, and the item's tags; None is those of
-            `TASK_NAMES` together.
 
         Raises:
           RecordsError: no such folder or split.
         """
-        self._source, self._only_views = MiniWorldSource(folder, split=split), only_views
-        self._tasks = [TASKS[name] for name in ([fields_of] if fields_of else TASK_NAMES)]
+        self._source, self._task = MiniWorldSource(folder, split=split), task
+        self._codecs = {frame.field: frame.codec for frame in task.frames}
         self._indices = range(len(self._source))
-        if only_views:
+        if "cameras" in self._codecs:
             self._indices = [i for i in self._indices if _has_views(self._source[i])]
 
     @property
     def fields(self) -> tuple[str, ...]:
-        if self._only_views:
-            return ("views", "cameras", "caption")
-        frames = [frame.field for task in self._tasks for frame in task.frames]
-        texts = [field for task in self._tasks for field in task.prompt_fields]
-        return tuple(dict.fromkeys([*frames, *texts]))
+        wanted = (*self._codecs, *self._task.prompt_fields)
+        known = _VIEW_FIELDS if "cameras" in self._codecs else _FIELDS
+        return tuple(field for field in wanted if field in known)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Pictures and texts; a scene without an edit or a clip lacks their fields."""
+        """Pictures, texts and tags; a scene without an edit or a clip is unsuitable for theirs."""
         check_index(index, len(self))
         record = self._source[self._indices[index]]
-        if self._only_views:
+        if "cameras" in self._codecs:
             return _views(record, rng)
-        sample: dict[str, Any] = {}
-        for task in self._tasks:
-            item = self._source.item(record, task, rng)
-            if item is not None:
-                sample |= {f.field: _draw(item[f.field], codec=f.codec) for f in task.frames}
-                sample |= {field: item[field] for field in task.prompt_fields}
-                if len(self._tasks) == 1:
-                    sample["tags"] = item.get("tags", ())
-        return sample
-
-
-def _draw(value: Any, *, codec: str) -> Any:
-    """A field as a picture, or as a list of them where the task repeats it."""
-    if isinstance(value, list):
-        return [_draw(one, codec=codec) for one in value]
-    return Image.fromarray(CODECS["rgb"].read(CODECS[codec].draw(value)))
+        item = self._source.item(record, self._task, rng)
+        if item is None:
+            raise UnsuitableError("a scene without an edit, clip or object for the task")
+        sample = {field: item[field] for field in self.fields}
+        sample |= {
+            field: draw_field(sample[field], codec=codec)
+            for field, codec in self._codecs.items()
+            if field in sample
+        }
+        return sample | {"tags": list(item.get("tags", ()))}
 
 
 def _has_views(record: Record) -> bool:

@@ -5,10 +5,10 @@ A sample is a dict of the fields that tasks name (`unidiff_jax.tasks`):
 | field | value |
 |---|---|
 | pictures, such as `image`, `source`, `edited` | RGB `PIL.Image.Image` of any size |
-| `views` | list of such pictures |
+| `views`, `assets` | list of such pictures |
 | `cameras` | `unidiff_jax.cameras.Cameras`, one a view |
 | texts, such as `caption`, `instruction` | str |
-| `tags`, which a sample may lack | context tags of its prompt, a sequence of str |
+| `tags` | list of str: context tags of the sample's own; may be missing |
 
 Nothing is encoded, cropped or resized here.
 """
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from unidiff_jax.frames import CODECS
 from unidiff_jax.sample.images import InputError, decode_picture
 
 
@@ -29,6 +30,13 @@ class SampleError(ValueError):
     """One sample cannot be used. The message names the file or key and the reason.
 
     The caller counts it and takes the next one: no source puts another sample in its place.
+    """
+
+
+class UnsuitableError(SampleError):
+    """A sound sample that has nothing for the task, such as a pair of frames without a named thing.
+
+    The message is the reason alone, so that it can be counted.
     """
 
 
@@ -62,6 +70,13 @@ def read_picture(data: bytes, *, name: str) -> Image.Image:
         return decode_picture(data, name=name)
     except InputError as error:
         raise SampleError(str(error)) from None
+
+
+def draw_field(value: Any, *, codec: str) -> Any:
+    """A frame's value as a picture, drawn by its codec; of a list of values, a list of pictures."""
+    if isinstance(value, list):
+        return [draw_field(one, codec=codec) for one in value]
+    return Image.fromarray(CODECS["rgb"].read(CODECS[codec].draw(value)))
 
 
 def check_index(index: int, count: int) -> None:

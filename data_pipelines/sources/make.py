@@ -5,7 +5,7 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | `folder`, `tar`, `parquet`, `tfds`, `davis`, `subjects`, `scenes` or `miniworld` |
+| `format` | | folder, tar, parquet, tfds, davis, subjects, scenes, pairs or miniworld |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `tags` | all | `AddedTags`: context tags of every sample |
@@ -17,7 +17,8 @@
 | `image_set`, `resolution` | davis | `DavisSource` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
-| `only_views`, `fields_of` | miniworld | `MiniWorldPictures` |
+
+`pairs` (`PairSource`) and `miniworld` (`MiniWorldPictures`) build the samples of the task.
 """
 
 import difflib
@@ -26,11 +27,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.miniworld.pictures import SHOWN_TASKS, MiniWorldPictures
+from data_pipelines.curate.pairs import PairError
+from data_pipelines.miniworld.pictures import MiniWorldPictures
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
 from data_pipelines.sources.davis import DavisSource
 from data_pipelines.sources.folders import LAYOUTS, open_folder
+from data_pipelines.sources.pairs import PairSource
 from data_pipelines.sources.parquet import ParquetTable
 from data_pipelines.sources.prepared import PreparedTable, find_prepared
 from data_pipelines.sources.scenes import DOWNSCALES, SceneSource
@@ -40,6 +43,7 @@ from data_pipelines.sources.tables import Table, TableSource
 from data_pipelines.sources.tags import AddedTags
 from data_pipelines.sources.tars import TarTable
 from unidiff_jax.config import config_error
+from unidiff_jax.tasks import Task
 
 
 class _Option(NamedTuple):
@@ -153,14 +157,8 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
             1.7,
         ),
     },
-    "miniworld": {
-        "only_views": _Option(lambda v: isinstance(v, bool), "takes true or false", True),
-        "fields_of": _Option(
-            lambda v: v is None or v in SHOWN_TASKS,
-            f"takes None or one of {', '.join(SHOWN_TASKS)}",
-            "customize",
-        ),
-    },
+    "pairs": {},
+    "miniworld": {},
 }
 
 _TABLES: dict[str, Callable[..., Table]] = {
@@ -168,14 +166,19 @@ _TABLES: dict[str, Callable[..., Table]] = {
     "tar": TarTable,
     "parquet": ParquetTable,
 }
+_BUILT: dict[str, Callable[..., RawSource]] = {"pairs": PairSource, "miniworld": MiniWorldPictures}
+"""Formats whose samples are built for a task."""
 
 
-def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source") -> RawSource:
+def make_source(
+    settings: Mapping[str, Any] | ConfigDict, *, key: str = "source", task: Task | None = None
+) -> RawSource:
     """Opens the source that plain config values describe.
 
     Args:
       settings: keys of the table above.
       key: what messages call the settings: the config's dotted key.
+      task: what samples are for; the formats `pairs` and `miniworld` need it.
 
     Raises:
       ConfigError: an unknown key, a wrong value, or data that do not fit; names the key and a value
@@ -208,7 +211,7 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
             raise config_error(f"{key}.{name}", "is missing", options[name].example)
     add, of = values.pop("add", ()), values.pop("add_of", "image")
     tags = values.pop("tags", ())
-    source = _open(kind, values, key)
+    source = _open(kind, values, key, task)
     if add:
         try:
             source = AddedConditions(source, add, of=of)
@@ -217,7 +220,7 @@ def make_source(settings: Mapping[str, Any] | ConfigDict, *, key: str = "source"
     return AddedTags(source, tags) if tags else source
 
 
-def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
+def _open(kind: str, values: dict[str, Any], key: str, task: Task | None) -> RawSource:
     path = values.pop("path")
     if "num_views" in values:
         values["num_views"] = check_bounds(_bounds(values["num_views"]))
@@ -228,8 +231,8 @@ def _open(kind: str, values: dict[str, Any], key: str) -> RawSource:
             return SubjectSource(path, **values)
         if kind == "davis":
             return DavisSource(path, **values)
-        if kind == "miniworld":
-            return MiniWorldPictures(path, **values)
+        if kind in _BUILT:
+            return _build(kind, path, key, task)
         if kind == "scenes":
             window, views = values.get("window"), values.get("num_views", (2, 6))
             if window is not None and window < views[1]:
@@ -256,6 +259,18 @@ def _open_prepared(path: str, values: dict[str, Any], key: str) -> RawSource:
         return open_structure(table, **values)
     except SourceError as error:
         raise config_error(f"{key}.{at}", str(error)) from None
+
+
+def _build(kind: str, path: str, key: str, task: Task | None) -> RawSource:
+    if task is None:
+        problem = f"is missing: the format {kind!r} builds samples for a task"
+        raise config_error(f"{key}.task", problem, "next_frame")
+    try:
+        return _BUILT[kind](path, task=task)
+    except PairError as error:
+        raise config_error(f"{key}.path", str(error)) from None
+    except SourceError as error:
+        raise config_error(f"{key}.task", str(error), "next_frame") from None
 
 
 def _bounds(value: Any) -> Any:

@@ -93,7 +93,7 @@ def test_damaged_records(blob):
 
 
 def test_every_sample_is_encoded_once_in_one_split(tmp_path):
-    assert encode(tmp_path) == {"records": 20, "skipped": 0}
+    assert encode(tmp_path) == (20, 0, {})
     train, validation = values(tmp_path, "train"), values(tmp_path, "validation")
     assert len(validation) == 4 and train.keys().isdisjoint(validation)
     assert train.keys() | validation.keys() == {str(i) for i in range(20)}
@@ -119,7 +119,7 @@ def test_tags_of_samples_reach_the_items(tmp_path):
 def test_encoding_into_a_bucket_and_reading_from_it(tmp_path, bucket):
     remote = as_path(bucket) / "encoded" / "edits"
     source = Edits(bad=(3,))
-    assert encode(tmp_path, source) == encode(remote, source) == {"records": 19, "skipped": 1}
+    assert encode(tmp_path, source) == encode(remote, source) == (19, 1, {})
     names = sorted(path.name for path in tmp_path.iterdir())
     assert sorted(path.name for path in remote.iterdir()) == names
     for name in names:
@@ -129,7 +129,7 @@ def test_encoding_into_a_bucket_and_reading_from_it(tmp_path, bucket):
     encode(remote, source)
     assert not source.read  # finished shards stay
     (remote / "train-00001-of-00002.array_record").unlink()
-    with pytest.raises(EncodedError, match=r"train-00001-of-00002.* is not encoded yet"):
+    with pytest.raises(EncodedError, match=r"train-00001-of-00002.* is missing"):
         EncodedSource([remote], task=EDIT, split="train")
 
 
@@ -150,10 +150,10 @@ def test_a_stopped_job_continues_and_gives_the_same_records(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path / "stopped", raw, on_samples=stop)
-    with pytest.raises(EncodedError, match="is not encoded yet; encode it with"):
+    with pytest.raises(EncodedError, match="is not finished; encode it with"):
         EncodedSource([tmp_path / "stopped"], task=EDIT, split="train")
     again = Edits()
-    assert encode(tmp_path / "stopped", again) == {"records": 20, "skipped": 0}
+    assert encode(tmp_path / "stopped", again) == (20, 0, {})
     assert len(again.read) < 20  # a finished shard was kept
     for name in shards.shard_names("train", 2):
         first, second = ((tmp_path / f / name).read_bytes() for f in ("whole", "stopped"))
@@ -161,7 +161,7 @@ def test_a_stopped_job_continues_and_gives_the_same_records(tmp_path):
 
 
 def test_samples_of_no_use_are_counted_and_named(tmp_path):
-    assert encode(tmp_path, Edits(bad={3, 7})) == {"records": 18, "skipped": 2}
+    assert encode(tmp_path, Edits(bad={3, 7})) == (18, 2, {})
     entries = [json.loads(p.read_text()) for p in tmp_path.glob("*of*.json")]
     assert sorted(s for e in entries for s in e["skipped"]) == [
         "sample 3 is damaged",
@@ -236,7 +236,7 @@ def test_other_settings_are_refused(tmp_path):
         (lambda f: (f / "manifest.json").write_text('{"schema": 2}'), "has schema 2, not"),
         (
             lambda f: (f / shards.shard_names("train", 2)[1]).write_bytes(b"cut"),
-            "is not encoded yet",
+            r"has 3 bytes instead of \d+; encode it with",
         ),
     ],
 )

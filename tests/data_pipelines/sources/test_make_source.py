@@ -7,10 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
+from pair_data import make_pair, write_pairs
 from raw_data import png, same_sample, write_scene, write_tar
 
+from data_pipelines.miniworld.generate import generate
+from data_pipelines.miniworld.manifest import Settings
 from data_pipelines.sources.make import make_source
 from unidiff_jax.config import ConfigError
+from unidiff_jax.tasks import get_task
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,9 @@ def data(tmp_path_factory):
     rows = [{"image": {"bytes": png(i), "path": None}, "caption": "a"} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     write_scene(folder / "scenes" / "one")
+    write_pairs(folder / "pairs", [[make_pair()]])
+    settings = Settings(size=32, counts={"train": 4}, shards=1, samples=1)
+    generate(folder / "miniworld", settings, progress="none")
     return folder
 
 
@@ -52,6 +59,45 @@ def test_every_format(data, settings):
     assert tuple(found) == source.fields
     other = pickle.loads(pickle.dumps(make_source(ConfigDict(settings).lock())))
     assert same_sample(found, other.sample(0, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(("format", "task"), [("pairs", "customize"), ("miniworld", "insert")])
+def test_formats_that_build_samples_for_a_task(data, format, task):
+    settings, task = {"format": format, "path": str(data / format)}, get_task(task)
+    source = make_source(settings, task=task)
+    assert source.fields == (*(frame.field for frame in task.frames), *task.prompt_fields)
+    found = source.sample(0, np.random.default_rng(0))
+    assert found.keys() == {*source.fields, "tags"} and found["tags"]
+    other = pickle.loads(pickle.dumps(make_source(ConfigDict(settings).lock(), task=task)))
+    assert same_sample(found, other.sample(0, np.random.default_rng(0)))
+    with pytest.raises(ConfigError, match=rf"config.source.task: is missing: the format '{format}"):
+        make_source(settings)
+
+
+def test_pairs_without_a_builder_or_a_folder(data):
+    settings = {"format": "pairs", "path": str(data / "pairs")}
+    with pytest.raises(ConfigError, match=r"a.b.task: no sample of 'identity' .*a.b.task=next_fr"):
+        make_source(settings, key="a.b", task=get_task("identity"))
+    with pytest.raises(ConfigError, match=r"source.path: .*python -m launch.curate"):
+        make_source(settings | {"path": str(data)}, task=get_task("depth"))
+
+
+def test_drawn_scenes_give_what_a_task_asks_for(data):
+    settings = {"format": "miniworld", "path": str(data / "miniworld")}
+    rng = np.random.default_rng(0)
+    assert make_source(settings, task=get_task("multiview")).fields == (
+        "views",
+        "cameras",
+        "caption",
+    )
+    for name in ("text_to_image", "depth", "edit", "segment", "customize", "next_frame"):
+        task = get_task(name)
+        source = make_source(settings, task=task)
+        sample = source.sample(0, rng)
+        assert task.write(sample, style="context")
+    blurred = make_source(settings | {"add": ("blurred",)}, task=get_task("deblur"))
+    assert blurred.fields == ("image", "caption", "blurred")
+    assert make_source(settings, task=get_task("pose_to_image")).fields == ("image", "caption")
 
 
 def test_added_conditions(data):

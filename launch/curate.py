@@ -1,8 +1,8 @@
 """Turns video into pairs of frames with captions and mask trajectories, with Apache Beam.
 
     python -m launch.curate --input clips --output data/pairs
-    python -m launch.curate --input data/miniworld-32 --format miniworld --track given \\
-        --output data/miniworld-pairs --lossless
+    python -m launch.curate --input data/miniworld-32 --format miniworld --split train \\
+        --track given --output data/miniworld-pairs --lossless --tags "synthetic style"
 
 Clips need a caption: `NAME.txt` or `NAME.json` beside `NAME.mp4`, or a model (`--describe`). A
 stopped job continues with the same command. Clips that cannot be used are counted, and named in
@@ -34,10 +34,11 @@ from absl import flags
 from tqdm import tqdm
 
 from launch import command
-from unidiff_jax.paths import as_path
+from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 
-DESCRIBERS = ("sidecar",)
-TRACKERS = ("none",)
+DESCRIBERS = ("sidecar", "given", "kosmos2", "florence2", "grounding_dino")
+TRACKERS = ("none", "given", "flow", "background", "sam2")
 _HELP = {
     "size": "Pixels of the shorter side; larger frames are scaled down.",
     "min_side": "Clips with fewer pixels on the shorter side are left out.",
@@ -56,12 +57,13 @@ _HELP = {
 
 
 def define_flags() -> None:
-    from data_pipelines.curate.clips import FORMATS, ReadSettings
+    from data_pipelines.curate.clips import ReadSettings
+    from data_pipelines.curate.formats import FORMATS
     from data_pipelines.curate.motion import PairSettings
 
     flags.DEFINE_string("input", None, "Folder or pattern of the clips.", required=True)
     flags.DEFINE_enum("format", "video", sorted(FORMATS), "What the input is.")
-    flags.DEFINE_string("split", "train", "Split, for formats that have them.")
+    flags.DEFINE_string("split", "all", "Split, for formats that have them.")
     flags.DEFINE_string("output", None, "Folder for the record files.", required=True)
     flags.DEFINE_integer("shards", 16, "Record files; a shard is one piece of work.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of all choices.", lower_bound=0)
@@ -73,6 +75,11 @@ def define_flags() -> None:
     flags.DEFINE_string("describe_model", None, "Checkpoint folder of the describing model.")
     flags.DEFINE_enum("track", "none", TRACKERS, "Where mask trajectories come from.")
     flags.DEFINE_string("track_model", None, "Checkpoint folder of the tracking model.")
+    flags.DEFINE_string("depth_model", None, "Checkpoint folder of Depth Anything; none: no depth.")
+    flags.DEFINE_list("names", [], "Things to look for, for grounding_dino.")
+    flags.DEFINE_enum(
+        "on_bad_box", "clip", ("clip", "skip", "error"), "Boxes that reach out of the picture."
+    )
     flags.DEFINE_list("tags", "realistic style", "Context tags of every pair.")
     flags.DEFINE_float(
         "min_area", 0.002, "Share of the picture that a thing covers in both frames."
@@ -82,6 +89,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "on_bad", "skip", ("skip", "error"), "What to do with a clip that is no good."
     )
+    flags.DEFINE_string("sheet", None, "PNG for a contact sheet of samples built from the pairs.")
     flags.DEFINE_integer("workers", None, "Processes; all cores by default.", lower_bound=1)
     flags.DEFINE_string("beam", "", "Options of another Beam runner.")
 
@@ -109,20 +117,33 @@ def main(argv: list[str]) -> None:
     ):
         shown = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()) if n)
         print(f"{title}: {shown or 'none'}")
+    if values.sheet:
+        draw_sheet(output, values.sheet)
+
+
+def draw_sheet(folder: AnyPath, path: AnyPath) -> None:
+    """Writes a picture of samples of every task that the pairs can fill."""
+    from data_pipelines.sources.sheet import contact_sheet
+
+    with written_whole(path) as file:
+        contact_sheet(folder).save(file)
+    print(f"samples: {path}")
 
 
 def _curation() -> Any:
-    from data_pipelines.curate.clips import FORMATS, ReadSettings
+    from data_pipelines.curate.clips import ReadSettings
+    from data_pipelines.curate.depth_model import DepthModel
+    from data_pipelines.curate.formats import open_clips
     from data_pipelines.curate.job import Curation
     from data_pipelines.curate.motion import PairSettings
 
     values = flags.FLAGS
-    options = {} if values.format == "video" else {"split": values.split}
-    source = FORMATS[values.format](values.input, settings=_from_flags(ReadSettings), **options)
+    settings = _from_flags(ReadSettings)
     return Curation(
-        source=source,
+        source=open_clips(values.format, values.input, settings=settings, split=values.split),
         describer=_describer(),
         tracker=_tracker(),
+        depth_model=DepthModel(values.depth_model) if values.depth_model else None,
         pairs=_from_flags(PairSettings),
         tags=tuple(values.tags),
         min_area=values.min_area,
@@ -133,6 +154,51 @@ def _curation() -> Any:
     )
 
 
+def _describer() -> Any:
+    from data_pipelines.curate import describe, describe_models
+
+    kind, names = flags.FLAGS.describe, flags.FLAGS.names
+    if kind == "sidecar":
+        return describe.SidecarDescriber(on_bad_box=flags.FLAGS.on_bad_box)
+    if kind == "given":
+        return describe.GivenDescriber()
+    folder = _folder("describe")
+    if kind == "kosmos2":
+        return describe_models.Kosmos2Describer(folder)
+    if kind == "florence2":
+        return describe_models.Florence2Describer(folder)
+    return describe_models.GroundingDinoDescriber(folder, names=names or None)
+
+
+def _tracker() -> Any:
+    from data_pipelines.curate import track, track_background, track_flow, track_sam2
+
+    kind = flags.FLAGS.track
+    if kind == "none":
+        return None
+    if kind == "sam2":
+        return track_sam2.Sam2Tracker(_folder("track"))
+    trackers = {
+        "given": track.GivenTracker,
+        "flow": track_flow.FlowTracker,
+        "background": track_background.BackgroundTracker,
+    }
+    return trackers[kind]()
+
+
+def _folder(stage: str) -> str:
+    """The checkpoint folder of a stage.
+
+    Raises:
+      ConfigError: none is given.
+    """
+    folder = flags.FLAGS[f"{stage}_model"].value
+    if not folder:
+        kind = flags.FLAGS[stage].value
+        raise ConfigError(f"--{stage} {kind} needs --{stage}_model=FOLDER, its checkpoint")
+    return folder
+
+
 def _from_flags(settings: Any) -> Any:
     names = [field.name for field in dataclasses.fields(settings)]
     return settings(**{name: flags.FLAGS[name].value for name in names})
@@ -141,7 +207,7 @@ def _from_flags(settings: Any) -> Any:
 def _settings() -> dict[str, Any]:
     """What decides the records, for the manifest."""
     own = flags.FLAGS.get_key_flags_for_module(flags.FLAGS.find_module_defining_flag("input"))
-    free = {"output", "shards", "workers", "beam", "on_bad", "debug"}
+    free = {"output", "shards", "workers", "beam", "on_bad", "sheet", "debug"}
     return {flag.name: flag.value for flag in own if flag.name not in free}
 
 

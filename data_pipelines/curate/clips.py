@@ -1,9 +1,6 @@
-"""Clips: where video comes from. Every format gives shots: single camera takes.
+"""Clips: where video comes from. Every source of them gives shots: single camera takes.
 
-| format | a clip is | known beside the frames |
-|---|---|---|
-| `video` | a file that FFmpeg reads | `NAME.json` (`describe.SidecarDescriber`) or `NAME.txt` |
-| `miniworld` | the clip of a MiniWorld record | masks, names, depth, what happens |
+Here are video files; `formats` has the sources whose clips come with masks.
 """
 
 import dataclasses
@@ -15,8 +12,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from etils import epath
 
-from data_pipelines.miniworld.items import MiniWorldSource
-from data_pipelines.miniworld.records import Record
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
 from unidiff_jax.paths import AnyPath, as_path
@@ -160,46 +155,9 @@ class VideoClips:
         if not path.stat().length:
             raise ClipError("empty", f"{name} has 0 bytes")
         sidecar = read_sidecar(path)
-        for take in _takes(path, self._settings):
-            yield Shot(LazyFrames(take.frames), np.asarray(take.times), sidecar=sidecar)
-
-
-class MiniWorldClips:
-    """The clips of a rendered MiniWorld split."""
-
-    def __init__(self, path: AnyPath, *, settings: ReadSettings, split: str = "train"):
-        del settings  # frames have one size, and one clip is one take
-        self._path, self._split = str(path), split
-        self._source: MiniWorldSource | None = None
-
-    def __getstate__(self):
-        return {**self.__dict__, "_source": None}  # open files do not travel to workers
-
-    def _records(self) -> MiniWorldSource:
-        if self._source is None:
-            self._source = MiniWorldSource(self._path, split=self._split)
-        return self._source
-
-    def names(self) -> list[str]:
-        return [f"{self._split}-{index:08d}" for index in range(len(self._records()))]
-
-    def fingerprint(self, name: str) -> str:
-        return hashlib.sha256(name.encode()).hexdigest()  # every record is another scene
-
-    def shots(self, name: str) -> Iterator[Shot]:
-        record: Record = self._records()[int(name.rsplit("-", 1)[1])]
-        if record.clip is None:
-            raise ClipError("no video", f"record {name} has no clip")
-        images = record.clip["images"]
-        bodies = {b["id"]: b for i in images for b in record.scenes[i]["objects"]}
-        yield Shot(
-            record.rgb[images],
-            np.arange(len(images), dtype=float),
-            masks=record.instance[images],
-            names={i: f"the {b['color']} {b['shape']}" for i, b in bodies.items()},
-            depth=record.depth[images].astype(np.float32),
-            sidecar={"caption": record.clip["description"]},
-        )
+        for number, take in enumerate(_takes(path, self._settings)):
+            described = {**sidecar, "shot": number} if sidecar else {}
+            yield Shot(LazyFrames(take.frames), np.asarray(take.times), sidecar=described)
 
 
 def read_sidecar(path: epath.Path) -> dict[str, Any]:
@@ -319,7 +277,3 @@ def _picture(frame: Any, aspect: float, size: int) -> np.ndarray:
         interpolation="AREA",
     ).to_ndarray()
     return np.ascontiguousarray(np.rot90(picture, (frame.rotation // 90) % 4))
-
-
-FORMATS: dict[str, Any] = {"video": VideoClips, "miniworld": MiniWorldClips}
-"""Kinds of clips, for `launch.curate --format`."""

@@ -30,6 +30,7 @@ from etils import epath
 
 from data_pipelines import shards
 from data_pipelines.curate.clips import ClipError, ClipSource, Shot
+from data_pipelines.curate.depth_model import DepthModel
 from data_pipelines.curate.describe import Describer
 from data_pipelines.curate.motion import PairSettings, choose_pairs, context_tags
 from data_pipelines.curate.pairs import NAME, SCHEMA, Pair, encode_pair
@@ -45,6 +46,7 @@ class Curation:
       source: the clips.
       describer: captions and boxes.
       tracker: mask trajectories; None for none.
+      depth_model: depth where the data have none; None for none.
       pairs: which pairs are taken.
       tags: context tags of every pair, such as "realistic style".
       min_area: share of the picture that a thing covers in both frames, at least; smaller masks
@@ -58,6 +60,7 @@ class Curation:
     source: ClipSource
     describer: Describer
     tracker: Tracker | None = None
+    depth_model: DepthModel | None = None
     pairs: PairSettings = dataclasses.field(default_factory=PairSettings)
     tags: tuple[str, ...] = ("realistic style",)
     min_area: float = 0.002
@@ -120,6 +123,9 @@ def _curate_shot(
             dropped["too few things"] += 1
             continue
         names = tracks.names if tracks is not None else {}
+        depth = None if shot.depth is None else shot.depth[ends]
+        if depth is None and curation.depth_model is not None:
+            depth = curation.depth_model.depth(frames)
         yield Pair(
             frames=frames,
             masks=masks,
@@ -130,7 +136,7 @@ def _curate_shot(
             tags=(*curation.tags, *context_tags(pair.motion, curation.pairs)),
             flow=pair.motion.flow,
             difference=pair.motion.difference,
-            depth=None if shot.depth is None else shot.depth[ends].astype(np.float16),
+            depth=None if depth is None else depth.astype(np.float16),
         )
 
 

@@ -228,7 +228,7 @@ def test_tags_come_through_encoded_records_into_prompts(tmp_path):
     items = [source.item(source[i], task, np.random.default_rng(0)) for i in range(len(source))]
     prompts = {item["change"]: task.write(item, style="context") for item in items}
     assert prompts["a 2"] == "realistic style, dynamic scenario: a 2 in IMG1"
-    assert prompts["a 0"] == "from IMG1, a 0"
+    assert prompts["a 0"] == "a 0 in IMG1"
     again = encode_dataset(
         Frames(), task=task, autoencoder=Means(), folder=tmp_path, settings=SQUARE, origin={}
     )

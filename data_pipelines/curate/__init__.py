@@ -3,7 +3,10 @@
 clips.py      what a clip is, and the formats that clips come in
 motion.py     how much moves between frames: which pairs to take, static or dynamic
 describe.py   captions, and boxes of the things that they name
-track.py      boxes and first masks to mask trajectories
+track.py      what mask trajectories are, and those that the data have
+track_flow.py boxes and first masks to mask trajectories, by optical flow and GrabCut
+track_background.py  mask trajectories of what moves before a still camera
+benchmark.py  how well trackers do on drawn clips (exact_clips.py), whose masks are exact
 pairs.py      the record of a pair
 job.py        all of it as an Apache Beam pipeline
 """

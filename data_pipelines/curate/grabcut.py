@@ -28,8 +28,16 @@ def cut(picture: np.ndarray, labels: np.ndarray, *, num_rounds: int) -> np.ndarr
     num_thing = np.count_nonzero(_is_thing(labels))
     if num_rounds and _MIN_PIXELS <= num_thing <= labels.size - _MIN_PIXELS:
         cv2.setRNGSeed(0)
-        mode = cv2.GC_INIT_WITH_MASK
-        cv2.grabCut(np.ascontiguousarray(picture), labels, None, None, None, num_rounds, mode)
+        background, thing = np.zeros((2, 1, 65))  # learned here
+        cv2.grabCut(
+            np.ascontiguousarray(picture),
+            labels,
+            (0, 0, 1, 1),  # not read in this mode
+            background,
+            thing,
+            num_rounds,
+            cv2.GC_INIT_WITH_MASK,
+        )
     return _is_thing(labels)
 
 

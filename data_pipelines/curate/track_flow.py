@@ -174,6 +174,8 @@ class FlowTracker:
         owner = np.zeros(frame.shape[:2], np.uint8)
         for i, prior in priors.items():
             near = _dilated(prior >= 0.5, band)
+            if not near.any():
+                continue
             others = [other for j, other in sure.items() if j != i]
             labels = np.where(prior >= 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
             labels[sure[i]] = cv2.GC_FGD
@@ -190,28 +192,30 @@ class FlowTracker:
 class _Motion(NamedTuple):
     """Where the pixels of a frame were in the one before."""
 
-    source: np.ndarray  # float32 (h, w, 2), pixels x, y
+    x: np.ndarray  # float32 (h, w), pixels
+    y: np.ndarray
     consistent: np.ndarray  # bool (h, w), whether equation (1) holds
 
     @classmethod
     def between(cls, before: np.ndarray, after: np.ndarray) -> "_Motion":
         height, width = after.shape[:2]
         first, second = _grey(before), _grey(after)
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         # At full resolution: mean J of flow alone is .04 to .05 lower at half of it.
         flow.setFinestScale(0)
-        backward = flow.calc(second, first, None)[:height, :width]
-        forward = flow.calc(first, second, None)[:height, :width]
+        still = np.zeros((*first.shape, 2), np.float32)
+        backward = flow.calc(second, first, still.copy())[:height, :width]
+        forward = flow.calc(first, second, still)[:height, :width]
         y, x = np.mgrid[:height, :width].astype(np.float32)
-        source = np.stack((x, y), axis=-1) + backward
-        there = cv2.remap(forward, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        x, y = x + backward[..., 0], y + backward[..., 1]
+        there = cv2.remap(forward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         gap = np.sum((backward + there) ** 2, axis=-1)
-        return cls(source, gap < 1 + 0.01 * np.sum(backward**2, axis=-1))
+        return cls(x, y, gap < 1 + 0.01 * np.sum(backward**2, axis=-1))
 
     def carry(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the frame before, in this one: float32 (h, w) in [0, 1]."""
         share = mask.astype(np.float32)
-        return cv2.remap(share, self.source, None, cv2.INTER_LINEAR, borderValue=0)
+        return cv2.remap(share, self.x, self.y, cv2.INTER_LINEAR, borderValue=0)
 
 
 class _Thing(NamedTuple):

@@ -157,6 +157,19 @@ def test_frames_of_one_color_and_of_few_pixels(size):
     assert masks[1].any() and masks[2].any()
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_noise_of_any_size_is_followed_without_error(seed):
+    rng = np.random.default_rng(seed)
+    num_frames, height, width, num_things = rng.integers((1, 1, 1, 1), (4, 50, 50, 4)).tolist()
+    frames = rng.integers(0, 256, (num_frames, height, width, 3)).astype(np.uint8)
+    shares = rng.choice((0, 0.02, 0.5, 1), (num_things, 1, 1))
+    masks = list(rng.random((num_things, height, width)) < shares)
+    starts = rng.integers(0, num_frames, num_things).tolist()
+    tracker = FlowTracker(short_side=(8, 24, 192)[seed % 3], num_rounds=1 + seed % 2)
+    found = tracker.propagate_all(frames, masks, starts=starts)
+    assert found.shape == (num_frames, height, width) and found.max() <= num_things
+
+
 def test_the_same_frames_give_the_same_masks(shot):
     entities = [Entity("x", box_of(shot.masks[4]), 4), Entity("y", (0.0, 0.5, 0.4, 1.0), 0)]
     first = FlowTracker().track(shot, entities).masks

@@ -4,13 +4,16 @@
     python -m launch.bench --config configs/quickstart.py --parts step,data --json bench.json
     python -m launch.bench --model onediffusion_mid --steps 5
     python -m launch.bench --data clips
+    python -m launch.bench --tracking
 
 Reads the config's data and writes nothing but the JSON file. The step is the median of `--steps`;
 the rates are the best of three, because other work on the machine only ever makes them lower.
 `--model` times a network of fixed size instead, beside PyTorch where that is installed; `--data`
-the curation of a folder of videos, beside their bare decoding.
+the curation of a folder of videos, beside their bare decoding; `--tracking` measures how well mask
+trackers do on clips that are drawn for it.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -32,6 +35,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.build import make_loader, make_sources, make_tokenizer
+from data_pipelines.curate.benchmark import measure_trackers
 from data_pipelines.loader import Loader, to_devices
 from data_pipelines.miniworld.benchmark import measure
 from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
@@ -440,6 +444,10 @@ def format_table(numbers: Numbers) -> str:
         n = numbers["sample"]
         how = f"{n['num_steps']} {n['solver']} steps, guidance {n['guidance']:g}"
         rows.append(("sampling", f"{n['examples_per_second']:,.0f} examples / s ({how})"))
+    for n in numbers.get("tracking", ()):
+        quality = f"J {n['mean']:.3f} +- {n['spread']:.3f} over clips"
+        rate = f"{n['frames_per_second']:,.0f} frames / s a thing"
+        rows.append((f"{n['clips']} clips, {n['tracker']}", f"{quality}, {rate}"))
     width = max((len(name) for name, _ in rows), default=0)
     lines += [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join(lines + [f"too low: {fault}" for fault in faults])
@@ -463,6 +471,7 @@ def define_flags() -> None:
         "Time this network beside PyTorch; no config, no parts.",
     )
     flags.DEFINE_string("data", None, "Curate this folder of videos; no config, no parts.")
+    flags.DEFINE_bool("tracking", False, "Measure mask trackers; no config, no parts, no model.")
     flags.DEFINE_string("json", None, "File for the numbers.")
 
 
@@ -473,7 +482,10 @@ def main(argv: list[str]) -> None:
     model, path, num_steps = flags.FLAGS.model, flags.FLAGS.json, flags.FLAGS.steps
     if path and not pathlib.Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"--json: there is no folder {pathlib.Path(path).parent}")
-    if flags.FLAGS.data:
+    if flags.FLAGS.tracking:
+        tracking = [dataclasses.asdict(row) for row in measure_trackers()]
+        numbers = {"machine": describe_machine(), "tracking": tracking}
+    elif flags.FLAGS.data:
         measured = bench_video.measure(flags.FLAGS.data, num_rounds=REPEATS)
         numbers = {"machine": describe_machine(), "video": measured}
     elif model:

@@ -7,10 +7,12 @@ import math
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
+from data_pipelines.curate.benchmark import Row
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
 from launch import bench, bench_network, command
@@ -151,3 +153,17 @@ def test_a_network_is_timed_beside_torch_where_there_is_one(monkeypatch):
     assert numbers.get("difference", 0.0) < 1e-5
     table = bench.format_table({"machine": bench.describe_machine(), "model": numbers})
     assert "forward and backward, ours" in table and ("ours / torch" in table) == has_torch
+
+
+def test_trackers_are_measured_without_config_and_model(monkeypatch, tmp_path, capsys):
+    rows = [Row("rendered", "flow", mean=0.81, spread=0.05, num_tracks=9, frames_per_second=40.0)]
+    path = tmp_path / "bench.json"
+    given = types.SimpleNamespace(model=None, tracking=True, json=str(path), steps=1)
+    monkeypatch.setattr(bench.flags, "FLAGS", given)
+    monkeypatch.setattr(bench, "measure_trackers", lambda: rows)
+    monkeypatch.delattr(bench, "Bench")
+    bench.main([])
+    numbers = json.loads(path.read_text())
+    assert numbers["tracking"] == [dataclasses.asdict(rows[0])]
+    assert capsys.readouterr().out.strip() == bench.format_table(numbers)
+    assert "rendered clips, flow  J 0.810 +- 0.050" in bench.format_table(numbers)

@@ -12,7 +12,8 @@ frozen. `launch.encode` turns the pictures of `data.sources` into latents once.
 | stage | `pretrain` (pictures from words), then `256`, `512`, `1024` with all tasks: the paper's |
 | weights | folder in the released layout |
 | start | workdir of the stage before, whose averaged weights this one starts from; empty: random |
-| tiny | sizes of `launch.tiny_onediffusion` and MiniWorld data: minutes on a CPU |
+| pairs | folder of `launch.curate`, for the video tasks |
+| tiny | sizes of `launch.tiny_onediffusion`, minutes on a CPU; MiniWorld data, or `pairs` alone |
 
 From the paper: 5 B parameters; text, given and generated pictures in one stream with full
 attention; T5 states; embeddings of the names IMG1, RES1, ..., shared by a picture and its word, and
@@ -74,7 +75,7 @@ STAGES: dict[str, dict[str, Any]] = {
 _REAL, _SYNTHETIC = {"tags": ("realistic style",)}, {"tags": ("synthetic style",)}
 _EDIT = {"source": "source", "edited": "edited", "instruction": "instruction"}
 _INSERT = {"canvas": "canvas", "assets": "assets", "later": "result", "references": "references"}
-_PAIRS = {"format": "pairs", "path": "data/pairs", **_REAL}
+_PAIRS = {"format": "pairs", "path": "data/pairs"}  # which tags itself
 
 
 def _table(name: str, fields: dict[str, str]) -> dict[str, Any]:
@@ -120,7 +121,14 @@ def share(pictures: float) -> float:
 def get_config(arg: str | None = None) -> ConfigDict:
     """See the module."""
     args = parse_arg(
-        arg, stage="256", weights="weights/onediffusion", start="", tiny=False, steps=0, mesh="fsdp"
+        arg,
+        stage="256",
+        weights="weights/onediffusion",
+        start="",
+        pairs="",
+        tiny=False,
+        steps=0,
+        mesh="fsdp",
     )
     if args.stage not in STAGES:
         raise ConfigError(f"stage={args.stage!r} is unknown; one of {', '.join(STAGES)}")
@@ -130,6 +138,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         for name, dataset in DATASETS.items()
         if args.stage != "pretrain" or dataset[1] == "text_to_image"
     }
+    if args.pairs:
+        place = {"path": args.pairs}
+        datasets = {
+            name: (count, task, source | place if source["format"] == "pairs" else source)
+            for name, (count, task, source) in datasets.items()
+            if not args.tiny or source["format"] == "pairs"
+        }
     config = released_parts(args.weights)
     config.seed = 0
     config.image_size = stage["size"]
@@ -188,7 +203,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sample.update(_REAL)
     config.mesh = get_mesh(args.mesh)
     if args.tiny:
-        _shrink(config, steps=args.steps)
+        _shrink(config, steps=args.steps, is_video=bool(args.pairs))
     return config
 
 
@@ -204,14 +219,19 @@ def _tasks(datasets: dict[str, tuple[float, str, dict[str, Any]]]) -> dict[str, 
     }
 
 
-def _shrink(config: ConfigDict, *, steps: int) -> None:
-    """Tiny sizes, and MiniWorld pictures: a data set a task."""
+def _shrink(config: ConfigDict, *, steps: int, is_video: bool) -> None:
+    """Tiny sizes; MiniWorld pictures, a data set a task, unless there are pairs."""
     shrink(config, steps=steps, max_text=96)
     data = config.data
-    data.sources = {
-        task: {"task": task, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
-        | {"samples": 1, "add": ("edges",) if "edges" in task else (), **_SYNTHETIC}
-        for task in data.tasks
-    }
+    if is_video:
+        for source in data.sources.values():
+            source.size = 64
+        data.encode.validation = 4
+    else:
+        data.sources = {
+            task: {"task": task, "format": "miniworld", "path": "data/miniworld-64", "size": 64}
+            | {"samples": 1, "add": ("edges",) if "edges" in task else (), **_SYNTHETIC}
+            for task in data.tasks
+        }
+        config.sample.update(_SYNTHETIC)
     data.row = {"tokens": 128, "frames": 9, "segments": 5, "text": 384}
-    config.sample.update(_SYNTHETIC)

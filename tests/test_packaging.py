@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("unidiff_jax", "configs", "data_pipelines", "launch")
-SCRIPTS = ("environment", "test", "quickstart", "lock", "reproduce_unireal")
+SCRIPTS = ("environment", "test", "quickstart", "lock", "reproduce_unireal", "reproduce_video")
 
 # The distribution that brings a module, where the names differ.
 DISTRIBUTIONS = {

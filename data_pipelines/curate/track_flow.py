@@ -39,7 +39,7 @@ _MIN_SHARE = 0.01  # of the first area
 # guard raises the mean J of things of 15 pixels in textured clips from .67 to .79.
 _AREA_CHANGE = (0.7, 1.4)
 _NUM_BINS = 8  # of a colour channel
-# The affinity of two sets of colours is 1 for the same and 0 for disjoint ones. Exact masks of 21
+# The affinity of two sets of colours is 1 for the same and 0 for disjoint ones. Exact masks of 24
 # things that move, turn and hide each other kept .81 and more of the first colours.
 _MIN_AFFINITY = 0.3
 _MAX_AFFINITY = 0.95  # of a thing and what is around it; above, colours do not tell them apart

@@ -486,6 +486,7 @@ def main(argv: list[str]) -> None:
         tracking = [dataclasses.asdict(row) for row in measure_trackers()]
         numbers = {"machine": describe_machine(), "tracking": tracking}
     elif flags.FLAGS.data:
+        command.require("av", extra="curate")
         measured = bench_video.measure(flags.FLAGS.data, num_rounds=REPEATS)
         numbers = {"machine": describe_machine(), "video": measured}
     elif model:

@@ -22,6 +22,7 @@ the program and keeps its traceback.
 
 import ctypes
 import errno
+import importlib.util
 import logging
 import os
 import sys
@@ -105,6 +106,12 @@ def run(
 
     keep_freed_memory()
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def require(module: str, *, extra: str) -> None:
+    """Raises ConfigError unless a module of an extra is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{module} is not installed; run: ./launch/environment.sh {extra}")
 
 
 def keep_freed_memory() -> None:

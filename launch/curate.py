@@ -96,6 +96,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    for module in ("apache_beam", "av"):
+        command.require(module, extra="curate")
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from data_pipelines.curate.job import run_job

@@ -131,8 +131,8 @@ def keep_freed_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps notes on files and backends (Orbax, JAX, buckets) out of a command's output."""
-    for name in ("absl", "jax", "gcsfs"):
+    """Keeps libraries' notes on files, workers and backends out of a command's output."""
+    for name in ("absl", "apache_beam", "gcsfs", "jax"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

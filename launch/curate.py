@@ -8,9 +8,10 @@ Clips need a caption: `NAME.txt` or `NAME.json` beside `NAME.mp4`, or a model (`
 stopped job continues with the same command. Clips that cannot be used are counted, and named in
 `manifest.json` with the reason; `--on_bad error` stops at the first one.
 
-It runs on this machine's cores. The same job runs on Dataflow, Flink or Spark with Beam's own
-options:
+It runs in threads on this machine's cores. The same job runs in processes, or on Dataflow, Flink or
+Spark, with Beam's own options:
 
+    --beam="--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=64"
     --beam="--runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp \\
         --sdk_container_image=IMAGE"
     --beam="--runner=FlinkRunner --flink_master=HOST:8081 --environment_type=DOCKER \\
@@ -75,6 +76,7 @@ def define_flags() -> None:
     flags.DEFINE_string("describe_model", None, "Checkpoint folder of the describing model.")
     flags.DEFINE_enum("track", "none", TRACKERS, "Where mask trajectories come from.")
     flags.DEFINE_string("track_model", None, "Checkpoint folder of the tracking model.")
+    flags.DEFINE_string("unnamed", "", "What a thing is called that nobody named.")
     flags.DEFINE_string("depth_model", None, "Checkpoint folder of Depth Anything; none: no depth.")
     flags.DEFINE_list("names", [], "Things to look for, for grounding_dino.")
     flags.DEFINE_enum(
@@ -90,7 +92,7 @@ def define_flags() -> None:
         "on_bad", "skip", ("skip", "error"), "What to do with a clip that is no good."
     )
     flags.DEFINE_string("sheet", None, "PNG for a contact sheet of samples built from the pairs.")
-    flags.DEFINE_integer("workers", None, "Processes; all cores by default.", lower_bound=1)
+    flags.DEFINE_integer("workers", None, "Threads; all cores by default.", lower_bound=1)
     flags.DEFINE_string("beam", "", "Options of another Beam runner.")
 
 
@@ -102,6 +104,7 @@ def main(argv: list[str]) -> None:
 
     from data_pipelines.curate.job import run_job
 
+    command.quiet_libraries()
     values = flags.FLAGS
     output = as_path(values.output)
     with _progress(output, values.shards):
@@ -146,6 +149,7 @@ def _curation() -> Any:
         describer=_describer(),
         tracker=_tracker(),
         depth_model=DepthModel(values.depth_model) if values.depth_model else None,
+        unnamed=values.unnamed,
         pairs=_from_flags(PairSettings),
         tags=tuple(values.tags),
         min_area=values.min_area,
@@ -217,7 +221,8 @@ def _beam_arguments() -> list[str]:
     if flags.FLAGS.beam:
         return shlex.split(flags.FLAGS.beam)
     workers = flags.FLAGS.workers or os.cpu_count() or 1
-    mode = "multi_processing" if workers > 1 else "in_memory"
+    # decoding, flow and GrabCut run outside of Python's lock
+    mode = "multi_threading" if workers > 1 else "in_memory"
     return [
         "--runner=FnApiRunner",
         f"--direct_num_workers={workers}",

@@ -62,7 +62,8 @@ caption "$clips/tree.avi" "leaves of a small tree move"
 # Everything as frame pairs; and where the camera stands still, the things that move, with masks.
 "$python" -m launch.curate --input "$clips" --output "$out/pairs" --shards 8 --per_shot 4
 "$python" -m launch.curate --input "$clips" --output "$out/pairs-background" --shards 8 \
-  --per_shot 8 --track background --min_things 1 --max_gap 2 --sheet "$out/sheet-background.png"
+  --per_shot 8 --track background --unnamed "moving thing" --min_things 1 --max_gap 2 \
+  --sheet "$out/sheet-background.png"
 "$python" -c "from launch.curate import draw_sheet; draw_sheet('$out/pairs', '$out/sheet.png')"
 
 weights="$out/tiny-onediffusion"

@@ -47,6 +47,8 @@ class Curation:
       describer: captions and boxes.
       tracker: mask trajectories; None for none.
       depth_model: depth where the data have none; None for none.
+      unnamed: what a thing is called that nobody named; empty: nothing, and so no task that speaks
+        of things has a use for it.
       pairs: which pairs are taken.
       tags: context tags of every pair, such as "realistic style".
       min_area: share of the picture that a thing covers in both frames, at least; smaller masks
@@ -61,6 +63,7 @@ class Curation:
     describer: Describer
     tracker: Tracker | None = None
     depth_model: DepthModel | None = None
+    unnamed: str = ""
     pairs: PairSettings = dataclasses.field(default_factory=PairSettings)
     tags: tuple[str, ...] = ("realistic style",)
     min_area: float = 0.002
@@ -129,7 +132,7 @@ def _curate_shot(
         yield Pair(
             frames=frames,
             masks=masks,
-            names={i: text for i, text in names.items() if i in ids},
+            names={i: text for i in sorted(ids) if (text := names.get(i, curation.unnamed))},
             caption=description.caption,
             clip=name,
             times=(float(shot.times[pair.earlier]), float(shot.times[pair.later])),

@@ -26,6 +26,7 @@ CELL = 256
 TRIES = 32
 """Samples that are looked at, at most, for each one that is shown."""
 
+_PER_LINE = 4
 _LINE = 16
 _GAP = 6
 _NAMES = {number: name for name, number in FRAME_NAMES.items()}
@@ -77,7 +78,8 @@ def draw_sheet(source: RawSource, *, task: Task, rows: int, seed: int = 0) -> Im
         parts.append(draw_sample(sample, task=task, title=f"sample {index}"))
     title = f"{task.name}: {len(parts)} of {len(parts) + unused.total()} samples"
     reasons = [f"{count} unused: {reason}" for reason, count in unused.most_common()]
-    return _stack([_write("\n".join([title, *reasons]), fill="#991111"), *parts])
+    lines = [_beside(parts[i : i + _PER_LINE]) for i in range(0, len(parts), _PER_LINE)]
+    return _stack([_write("\n".join([title, *reasons]), fill="#991111"), *lines])
 
 
 def draw_sample(sample: Mapping[str, Any], *, task: Task, title: str = "") -> Image.Image:
@@ -90,12 +92,8 @@ def draw_sample(sample: Mapping[str, Any], *, task: Task, title: str = "") -> Im
     ]
     row = [np.asarray(_shrink(picture)) for _, picture in frames]
     captions = [title] if title else []
-    return _stack(
-        [
-            grid([row], columns=titles, captions=captions, cell=CELL),
-            _write(task.write(sample, style="context")),
-        ]
-    )
+    pictures = grid([row], columns=titles, captions=captions, cell=CELL)
+    return _stack([pictures, _write(task.write(sample, style="context"), width=pictures.width)])
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
@@ -104,12 +102,13 @@ def _shrink(picture: Image.Image) -> Image.Image:
     return small
 
 
-def _write(text: str, *, fill: str = "#111111") -> Image.Image:
-    """Text on white, in lines of the width of three cells."""
+def _write(text: str, *, width: int = 3 * CELL, fill: str = "#111111") -> Image.Image:
+    """Text on white, in lines of about `width` pixels."""
     font = ImageFont.load_default(size=12)
-    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, 120) or [""]]
-    width = round(max(map(font.getlength, lines))) + 2 * _GAP
-    page = Image.new("RGB", (width, len(lines) * _LINE + 2 * _GAP), "white")
+    length = max(20, width // 7)
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, length) or [""]]
+    longest = round(max(map(font.getlength, lines))) + 2 * _GAP
+    page = Image.new("RGB", (longest, len(lines) * _LINE + 2 * _GAP), "white")
     pen = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
         pen.text((_GAP, _GAP + number * _LINE), line, fill=fill, font=font)
@@ -124,4 +123,15 @@ def _stack(parts: Sequence[Image.Image]) -> Image.Image:
     for part in parts:
         page.paste(part, (0, top))
         top += part.height
+    return page
+
+
+def _beside(parts: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, on white."""
+    size = (sum(part.width for part in parts), max(part.height for part in parts))
+    page = Image.new("RGB", size, "white")
+    left = 0
+    for part in parts:
+        page.paste(part, (left, 0))
+        left += part.width
     return page

@@ -39,8 +39,9 @@ EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda13]>=0.10.2", "gcsfs>=2026.4"],
     # gs:// paths on a machine without an accelerator.
     "gcs": ["gcsfs>=2026.4"],
-    # Reference implementations for the parity tests and for the export check.
-    "torch": ["torch==2.13.0", "diffusers>=0.36"],
+    # Reference implementations for the parity tests and the export check, and the pretrained models
+    # of curation.
+    "torch": ["torch==2.13.0", "diffusers>=0.36", "tokenizers>=0.22"],
     # Metrics with published ONNX weights, and the reference SSIM.
     "eval": ["onnxruntime>=1.23", "scikit-image>=0.25"],
     # Beam jobs over recorded video. Beam's upper bounds hold a few versions of the lock back.

@@ -23,6 +23,7 @@ from unidiff_jax.evals.miniworld import (
 )
 from unidiff_jax.evals.miniworld_protocol import oracle
 from unidiff_jax.evals.miniworld_report import verdict_table
+from unidiff_jax.frames import CODECS
 from unidiff_jax.mesh import make_mesh
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.state import UnifiedModel, abstract_model
@@ -132,6 +133,24 @@ def test_known_floors(protocols):
         assert floor(f"edit_{kind}", "copy") == 0.0
     # right in scenes with one object, as bad as good with two
     assert -0.5 < floor("edit_recolor", "recolour all") < 0.5
+
+
+@pytest.mark.parametrize("kind", ["add", "remove", "move"])
+def test_a_thing_pasted_without_its_shadow_has_no_shadow_gain(protocols, kind):
+    protocol = protocols[f"edit_{kind}"]
+    pasted = []
+    for item in protocol.items:
+        picture = np.where(item["objects"][..., None], item["edited"], item["source"])
+        pasted.append(CODECS["rgb"].draw(picture))
+    gain = protocol.details(np.stack(pasted), protocol.items)["shadow gain"]
+    exact = protocol.details(oracle(protocol), protocol.items)["shadow gain"]
+    counts = np.isfinite(gain)
+    assert counts.sum() >= NUM_ITEMS // 4
+    np.testing.assert_allclose(gain[counts], 0, atol=1e-6)
+    np.testing.assert_allclose(exact[counts], 1, atol=1e-2)
+    # and the edit's own score alone would hardly tell
+    score = protocol.score(np.stack(pasted), protocol.items)
+    assert score.mean() > 0.5
 
 
 def test_the_shuffled_condition_is_another_one_of_the_same_picture(protocols):

@@ -78,7 +78,7 @@ def draw_sheet(source: RawSource, *, task: Task, rows: int, seed: int = 0) -> Im
         parts.append(draw_sample(sample, task=task, title=f"sample {index}"))
     title = f"{task.name}: {len(parts)} of {len(parts) + unused.total()} samples"
     reasons = [f"{count} unused: {reason}" for reason, count in unused.most_common()]
-    lines = [_beside(parts[i : i + _PER_LINE]) for i in range(0, len(parts), _PER_LINE)]
+    lines = [_stack(parts[i : i + _PER_LINE], axis=1) for i in range(0, len(parts), _PER_LINE)]
     return _stack([_write("\n".join([title, *reasons]), fill="#991111"), *lines])
 
 
@@ -115,23 +115,15 @@ def _write(text: str, *, width: int = 3 * CELL, fill: str = "#111111") -> Image.
     return page
 
 
-def _stack(parts: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other, on white."""
-    size = (max(part.width for part in parts), sum(part.height for part in parts))
-    page = Image.new("RGB", size, "white")
-    top = 0
+def _stack(parts: Sequence[Image.Image], *, axis: int = 0) -> Image.Image:
+    """Pictures below each other (axis 0) or beside each other (1), on white."""
+    along, across = (1, 0) if axis == 0 else (0, 1)  # of (width, height)
+    size = [0, 0]
+    size[along] = sum(part.size[along] for part in parts)
+    size[across] = max(part.size[across] for part in parts)
+    page = Image.new("RGB", tuple(size), "white")
+    corner = [0, 0]
     for part in parts:
-        page.paste(part, (0, top))
-        top += part.height
-    return page
-
-
-def _beside(parts: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, on white."""
-    size = (sum(part.width for part in parts), max(part.height for part in parts))
-    page = Image.new("RGB", size, "white")
-    left = 0
-    for part in parts:
-        page.paste(part, (left, 0))
-        left += part.width
+        page.paste(part, tuple(corner))
+        corner[along] += part.size[along]
     return page

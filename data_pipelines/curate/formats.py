@@ -108,7 +108,17 @@ class YoutubeVisClips(_Given):
         return mask_folders.youtube_vis_shot(self._root, self._data[name], size=self._settings.size)
 
 
-class MoviClips(_Given):
+class _Numbered(_Given):
+    """Clips of a data set that knows them by their place."""
+
+    def names(self) -> Sequence[str]:
+        return [f"{self._split}-{index:08d}" for index in range(len(self._data))]
+
+    def _index(self, name: str) -> int:
+        return int(name.rsplit("-", 1)[1])
+
+
+class MoviClips(_Numbered):
     """Videos of MOVi, of the path `DATA_DIR/movi_a/128x128:1.0.0` or a part of that."""
 
     def _open(self) -> MoviSource:
@@ -121,24 +131,18 @@ class MoviClips(_Given):
         found = find_prepared(root, "/".join(parts[start:]))
         return MoviSource(PreparedTable(found, split=self._split))
 
-    def names(self) -> Sequence[str]:
-        return [f"{self._split}-{index:08d}" for index in range(len(self._data))]
-
     def _shot(self, name: str) -> Shot:
-        return self._data.shot(int(name.rsplit("-", 1)[1]))
+        return self._data.shot(self._index(name))
 
 
-class MiniWorldClips(_Given):
+class MiniWorldClips(_Numbered):
     """The clips of a rendered MiniWorld split."""
 
     def _open(self) -> MiniWorldSource:
         return MiniWorldSource(self._path, split=self._split)
 
-    def names(self) -> Sequence[str]:
-        return [f"{self._split}-{index:08d}" for index in range(len(self._data))]
-
     def _shot(self, name: str) -> Shot:
-        record = self._data[int(name.rsplit("-", 1)[1])]
+        record = self._data[self._index(name)]
         if record.clip is None:
             raise ClipError("no video", f"record {name} has no clip")
         images = record.clip["images"]

@@ -152,7 +152,8 @@ def describe(error: Exception) -> str | None:
 
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
-    from data_pipelines.curate.clips import ClipError
+    from data_pipelines.curate.checkpoints import CheckpointError
+    from data_pipelines.curate.clips import ClipError, StoppedError
     from data_pipelines.curate.pairs import PairError
     from data_pipelines.encoded import EncodedError
     from data_pipelines.encoder import TooManySkippedError
@@ -166,6 +167,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.sample.images import InputError
 
     return (
+        CheckpointError,
         ClipError,
         ConfigError,
         EncodedError,
@@ -178,6 +180,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         RecordsError,
         ReportError,
         SourceError,
+        StoppedError,
         TooManySkippedError,
     )
 

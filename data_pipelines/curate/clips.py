@@ -34,6 +34,10 @@ class ClipError(ValueError):
         return type(self), (self.reason, str(self))
 
 
+class StoppedError(ValueError):
+    """A job stopped at a clip that cannot be used, as it was told to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shot:
     """One take: frames of a clip without a cut between them.

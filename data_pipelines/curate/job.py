@@ -29,7 +29,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 
 from data_pipelines import shards
-from data_pipelines.curate.clips import ClipError, ClipSource, Shot
+from data_pipelines.curate.clips import ClipError, ClipSource, Shot, StoppedError
 from data_pipelines.curate.depth_model import DepthModel
 from data_pipelines.curate.describe import Describer
 from data_pipelines.curate.motion import PairSettings, choose_pairs, context_tags
@@ -71,10 +71,6 @@ class Curation:
     lossless: bool = False
     seed: int = 0
     stop_at_bad: bool = False
-
-
-class StoppedError(ValueError):
-    """The job stopped at a clip that cannot be used, as it was told to."""
 
 
 def curate_clip(

@@ -62,3 +62,15 @@ def test_faults_say_what_to_do(clips, tmp_path, run_command, flags, message):
     )
     assert done.returncode == 1 and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_bad_clip_can_stop_the_command_in_one_line(tmp_path, run_command):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "noise.mp4").write_bytes(b"x" * 4000)
+    done = run_command(
+        "curate", f"--input={folder}", f"--output={tmp_path / 'o'}", "--on_bad=error"
+    )
+    assert done.returncode == 1
+    assert "error: corrupt: " in done.stderr and "noise.mp4" in done.stderr
+    assert "Traceback" not in done.stderr

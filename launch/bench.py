@@ -42,22 +42,18 @@ from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
 from launch import bench_network, bench_video, command
-from unidiff_jax.config import ConfigError, config_error, to_dict
+from unidiff_jax.config import ConfigError, config_error
 from unidiff_jax.flops import train_flops
-from unidiff_jax.flow import FlowConfig
-from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
 from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.train.optim import OptimConfig, make_optimizer
+from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import (
     TrainState,
     count_parameters,
     create_state,
     join,
-    state_shardings,
 )
-from unidiff_jax.train.step import make_train_step
-from unidiff_jax.train.workdir import model_configs, model_parts
+from unidiff_jax.train.workdir import model_configs
 from unidiff_jax.types import Batch
 
 PARTS = ("step", "packing", "data", "loop", "render", "sample")
@@ -94,22 +90,9 @@ class Bench:
         self.config = config
         self.num_steps = num_steps
         self._folder = folder
-        self.mesh = make_mesh(config.mesh.axes)
         self.model_configs = model_configs(config)
-        self.model = model_parts(config)
-        optim = OptimConfig(**config.optim)
-        trained_axes, _ = self.model.split(self.model.axes)
-        self._optimizer = make_optimizer(optim, num_steps=num_steps, axes=trained_axes)
-        self._shardings = state_shardings(
-            self.model, self._optimizer, mesh=self.mesh, rules=config.mesh.rules
-        )
-        self._step_fn = make_train_step(
-            graphdef=self.model.graphdef,
-            optimizer=self._optimizer,
-            flow_config=FlowConfig(**config.flow),
-            optim_config=optim,
-            num_microbatches=config.train.num_microbatches,
-        )
+        self.program = make_program(config)
+        self.mesh, self.model = self.program.mesh, self.program.model
 
     @functools.cached_property
     def tokenizer(self):
@@ -126,23 +109,18 @@ class Bench:
 
     @functools.cached_property
     def step(self) -> "CompiledStep":
-        rows = batch_sharding(self.mesh)
-        jitted = jax.jit(
-            self._step_fn,
-            in_shardings=(self._shardings, rows),
-            out_shardings=(self._shardings, replicated(self.mesh)),
-            donate_argnums=0,
-            compiler_options=to_dict(self.config.train.compiler_options) or None,
-        )
         start = time.perf_counter()
-        compiled = jitted.lower(self.state, self.batches[0]).compile()
+        compiled = self.program.step.lower(self.state, self.batches[0]).compile()
         return CompiledStep(compiled, time.perf_counter() - start)
 
     @functools.cached_property
     def state(self) -> TrainState:
         """The initial state; `copy_state` gives one that a step may consume."""
         return create_state(
-            self.model, self._optimizer, seed=self.config.seed, shardings=self._shardings
+            self.model,
+            self.program.optimizer,
+            seed=self.config.seed,
+            shardings=self.program.shardings,
         )
 
     def copy_state(self) -> TrainState:

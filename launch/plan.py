@@ -32,20 +32,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from launch import command
-from unidiff_jax import flow
-from unidiff_jax.config import ConfigError, to_dict
+from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, make_example, pack_rows
-from unidiff_jax.mesh import batch_sharding, make_mesh, parameter_shardings, replicated
+from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import Abstract, abstract
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
 from unidiff_jax.tasks import get_task
-from unidiff_jax.train.optim import OptimConfig, make_optimizer
-from unidiff_jax.train.state import TrainState, state_shardings
-from unidiff_jax.train.step import make_train_step
-from unidiff_jax.train.workdir import latent_channels, model_configs, model_parts
+from unidiff_jax.train.program import make_program
+from unidiff_jax.train.state import TrainState
+from unidiff_jax.train.workdir import latent_channels, model_configs
 
 GIB = 2**30
 # GiB a chip that programs can use: what the compiler refuses to exceed
@@ -224,12 +222,8 @@ def plan_sampling(
 
 def plan_train(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Program], dict[str, int], int]:
     """The train step with its state and one batch."""
-    model = model_parts(config)
-    optim = OptimConfig(**config.optim)
-    optimizer = make_optimizer(
-        optim, num_steps=config.train.num_steps, axes=model.split(model.axes)[0]
-    )
-    shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
+    program = make_program(config, mesh=mesh)
+    model = program.model
     params, frozen = model.split(model.shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.tree.map(
@@ -237,26 +231,12 @@ def plan_train(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Program], dict
         TrainState(
             step=jax.ShapeDtypeStruct((), jnp.int32),
             params=params,
-            opt_state=jax.eval_shape(optimizer.init, params),
+            opt_state=jax.eval_shape(program.optimizer.init, params),
             ema=params,
             key=key,
             frozen=_cast(frozen, config.init.frozen_dtype if _has_released(config) else None),
         ),
-        shardings,
-    )
-    rows = batch_sharding(mesh)
-    step = jax.jit(
-        make_train_step(
-            graphdef=model.graphdef,
-            optimizer=optimizer,
-            flow_config=flow.FlowConfig(**config.flow),
-            optim_config=optim,
-            num_microbatches=config.train.num_microbatches,
-        ),
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-        compiler_options=to_dict(config.train.compiler_options) or None,
+        program.shardings,
     )
     side = config.patch
     latent = np.zeros((side, side, latent_channels(config)), np.float32)
@@ -270,12 +250,12 @@ def plan_train(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Program], dict
     )
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
-            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=rows
+            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=program.rows
         ),
         pack_rows([example], size=RowSize(**config.data.row))[0],
     )
-    program = compiled(step, state, batch)
-    return {"train step": program}, {"train step": 0}, _count(model.shapes["dit"])
+    programs = {"train step": compiled(program.step, state, batch)}
+    return programs, {"train step": 0}, _count(model.shapes["dit"])
 
 
 def _has_released(config: ConfigDict) -> bool:

@@ -13,7 +13,8 @@ import optax
 import tiny
 
 from configs.meshes import RULES
-from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
+from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, replicated
+from unidiff_jax.models.dit import FUSIONS
 from unidiff_jax.train.optim import make_optimizer
 from unidiff_jax.train.state import abstract_model, create_state, state_shardings
 from unidiff_jax.train.step import make_train_step
@@ -25,20 +26,23 @@ DIT = dataclasses.replace(tiny.DIT, depth=1)
 BATCHES = [tiny.alone(EXAMPLES[:8]), tiny.alone(EXAMPLES[8:])]
 
 
-def run(axes, devices):
+def run(axes, devices, **settings):
     """Loss and gradient of the first batch, the parameters after two steps, and counts."""
     mesh = make_mesh(axes, devices=devices)
-    model = abstract_model(DIT, tiny.TEXT)
+    model = abstract_model(dataclasses.replace(DIT, **settings), tiny.TEXT)
     optimizer = make_optimizer(OPTIM, num_steps=10, axes=model.axes)
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=RULES)
     state = create_state(model, optimizer, seed=0, shardings=shardings)
     rows = batch_sharding(mesh)
     step = jax.jit(
-        make_train_step(
-            graphdef=model.graphdef,
-            optimizer=optimizer,
-            flow_config=tiny.FLOW,
-            optim_config=OPTIM,
+        on_mesh(
+            make_train_step(
+                graphdef=model.graphdef,
+                optimizer=optimizer,
+                flow_config=tiny.FLOW,
+                optim_config=OPTIM,
+            ),
+            mesh,
         ),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, replicated(mesh)),
@@ -68,10 +72,12 @@ def largest_difference(first, second):
 
 
 def main():
-    reference, report = run({"data": 1}, jax.devices()[:1])
-    reports = {"one": report}
-    for name, axes in json.loads(sys.argv[1]).items():
-        values, report = run(axes, jax.devices())
+    references, reports = {}, {}
+    for fusion in FUSIONS:
+        references[fusion], reports[fusion] = run({"data": 1}, jax.devices()[:1], fusion=fusion)
+    for name, settings in json.loads(sys.argv[1]).items():
+        values, report = run(settings.pop("axes"), jax.devices(), **settings)
+        reference = references[settings.get("fusion", "cross")]
         kinds = zip(("loss", "gradient", "params", "ema"), values, reference, strict=True)
         report |= {kind: largest_difference(got, expected) for kind, got, expected in kinds}
         reports[name] = report

@@ -1,10 +1,12 @@
 """Mesh and shardings from the config: logical axis names in, `NamedSharding` out.
 
 Parameters carry logical names (`models.layers`); the config's rules map them to mesh axes. The
-compiler derives the rest (jax.jit in Auto mode); `constrain` pins activations at block boundaries.
+compiler derives the rest (jax.jit in Auto mode); `ops.context` pins activations at block boundaries
+and around attention, on the mesh that `on_mesh` puts in force.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -103,8 +105,12 @@ def section_shardings(section: Config | None, params: Any, axes: Any) -> Any:
     return parameter_shardings(params, axes, rules=section["rules"], mesh=mesh)
 
 
-def constrain(x: jax.Array, *spec: Any) -> jax.Array:
-    """Pins an activation's sharding where a mesh is set (`jax.set_mesh`)."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function with the mesh in force while it is traced, for `ops.context`."""
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced

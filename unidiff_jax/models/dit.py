@@ -22,6 +22,7 @@ Attention is full inside an example and never leaves it. Text enters in one of t
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ from unidiff_jax.models.layers import (
     standardize,
 )
 from unidiff_jax.models.rope import rotate, rotation_angles
-from unidiff_jax.ops.attention import attention
+from unidiff_jax.ops.attention import KERNELS, attention
+from unidiff_jax.ops.context import METHODS, keys_of_all, spread_tokens, whole_tokens
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Noised, Role
 
@@ -69,6 +71,8 @@ class DiTConfig:
       fusion: how text enters, one of `FUSIONS`.
       text_gate_init: start of the text gates of `cross`. 0 as released; a small model learns to
         read sooner from 1.
+      attention: what computes it, one of `ops.attention.KERNELS`.
+      context: how tokens over the mesh's `seq` axis meet in it, see `ops.context`.
       scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
@@ -90,6 +94,8 @@ class DiTConfig:
     rope_scale: float = 1.0
     fusion: str = "cross"
     text_gate_init: float = 0.0
+    attention: str = "auto"
+    context: str = "gather"
     scan_layers: bool = True
     remat: str = "full"
     dtype: str = "float32"
@@ -106,14 +112,15 @@ class DiTConfig:
                 f"model.num_kv_heads={self.num_kv_heads} must divide "
                 f"model.num_heads={self.num_heads}"
             )
-        if self.fusion not in FUSIONS:
-            raise ConfigError(
-                f"model.fusion={self.fusion!r} is unknown; one of {', '.join(FUSIONS)}"
-            )
-        if self.remat not in REMAT_POLICIES:
-            raise ConfigError(
-                f"model.remat={self.remat!r} is unknown; one of {', '.join(REMAT_POLICIES)}"
-            )
+        known = {
+            "fusion": FUSIONS,
+            "attention": KERNELS,
+            "context": METHODS,
+            "remat": tuple(REMAT_POLICIES),
+        }
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise ConfigError(f"model.{name}={value!r} is unknown; one of {', '.join(values)}")
 
     @property
     def head_dim(self) -> int:
@@ -176,15 +183,16 @@ class DiT(nnx.Module):
         condition = spread(pooled, table_segment) + jnp.where(noised.timed[..., None], time, 0)
         condition = jax.nn.silu(condition)
 
-        x = self.patch_embed(noised.tokens.astype(dtype))
+        x = spread_tokens(self.patch_embed(noised.tokens.astype(dtype)))
         angles = rotation_angles(
             batch.position, head_dim=c.head_dim, theta=c.rope_theta, scale=c.rope_scale
         )
         index = None if per_token else noised.sigma_index
         context = (condition, index, angles, segment, batch.text_segment)
+        dense = batch.task.shape[1] == 2  # beside padding there is room for one example a row
         layers = {"scan": c.scan_layers, "remat": c.remat}
         if c.fusion == "cross":
-            x = apply_layers(self.blocks, x, *context, text, **layers)
+            x = apply_layers(self.blocks, x, *context, text, dense, **layers)
         else:
             frames = self.role_embed(batch.role) + self.name_embed(batch.name)
             x = x + spread(frames.astype(dtype), batch.frame)
@@ -214,7 +222,7 @@ class Block(nnx.Module):
         self.ffn_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
         self.ffn = FeedForward(c, rngs=rngs)
 
-    def __call__(self, x, condition, index, angles, segment, text_segment, text):
+    def __call__(self, x, condition, index, angles, segment, text_segment, text, dense):
         modulation = to_tokens(self.modulation(condition), index)
         scale1, gate1, scale2, gate2 = jnp.split(modulation, 4, axis=-1)
         y = self.attention(
@@ -223,10 +231,11 @@ class Block(nnx.Module):
             angles=angles,
             segment=segment,
             text_segment=text_segment,
+            dense=dense,
         )
-        x = x + jnp.tanh(gate1) * self.attention_out_norm(y)
+        x = spread_tokens(x + jnp.tanh(gate1) * self.attention_out_norm(y))
         y = self.ffn(self.ffn_norm(x) * (1 + scale2))
-        return x + jnp.tanh(gate2) * self.ffn_out_norm(y)
+        return spread_tokens(x + jnp.tanh(gate2) * self.ffn_out_norm(y))
 
 
 class JointBlock(nnx.Module):
@@ -259,10 +268,12 @@ class JointBlock(nnx.Module):
             text_segment=text_segment,
         )
         result = []
-        for x, y, (_, gate1, scale2, gate2) in zip(streams, attended, modulation, strict=True):
-            x = x + jnp.tanh(gate1) * self.attention_out_norm(y)
+        for x, y, (_, gate1, scale2, gate2), place in zip(
+            streams, attended, modulation, (spread_tokens, whole_tokens), strict=True
+        ):
+            x = place(x + jnp.tanh(gate1) * self.attention_out_norm(y))
             y = self.ffn(self.ffn_norm(x) * (1 + scale2))
-            result.append(x + jnp.tanh(gate2) * self.ffn_out_norm(y))
+            result.append(place(x + jnp.tanh(gate2) * self.ffn_out_norm(y)))
         return tuple(result)
 
 
@@ -304,6 +315,7 @@ class JointAttention(nnx.Module):
 
         (q, k, v), (text_q, text_k, text_v) = project(x), project(y)
         q, k = rotate(q, angles), rotate(k, angles)
+        k, v = (keys_of_all(z, method=c.context) for z in (k, v))
         keys, values = jnp.concatenate([k, text_k], 1), jnp.concatenate([v, text_v], 1)
         kv_segment = jnp.concatenate([segment, text_segment], axis=1)
 
@@ -315,6 +327,8 @@ class JointAttention(nnx.Module):
                 q_segment=q_segment,
                 kv_segment=kv_segment,
                 softcap=c.softcap or None,
+                kernel=c.attention,
+                context=c.context,
             )
             return self.out(z.reshape(*z.shape[:2], -1))
 
@@ -354,6 +368,7 @@ class Attention(nnx.Module):
         angles: Float[Array, "b t pairs"],
         segment: Int[Array, "b t"],
         text_segment: Int[Array, "b s"],
+        dense: bool,
     ) -> Float[Array, "b t d"]:
         c = self.config
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -364,12 +379,21 @@ class Attention(nnx.Module):
             y.reshape(*y.shape[:2], -1, c.head_dim) for y in (q, k, v, text_k, text_v)
         )
         q, k = rotate(q, angles), rotate(k, angles)
-        y = attention(q, k, v, q_segment=segment, kv_segment=segment, softcap=c.softcap or None)
+        attend = functools.partial(attention, kernel=c.attention, context=c.context)
+        y = attend(
+            q,
+            k,
+            v,
+            q_segment=segment,
+            kv_segment=segment,
+            softcap=c.softcap or None,
+            dense=dense,
+        )
         # Query head j reads text head j modulo num_kv_heads (tiled), unlike the grouped image
         # heads: the released weights were trained with this order.
         tiles = c.num_heads // c.num_kv_heads
         text_k, text_v = (jnp.tile(y, (1, 1, tiles, 1)) for y in (text_k, text_v))
-        from_text = attention(q, text_k, text_v, q_segment=segment, kv_segment=text_segment)
+        from_text = attend(q, text_k, text_v, q_segment=segment, kv_segment=text_segment)
         y = y + from_text * jnp.tanh(self.text_gate[...]).astype(y.dtype)[:, None]
         return self.out(y.reshape(*x.shape[:2], -1))
 

@@ -13,24 +13,21 @@ from tqdm import tqdm
 
 from data_pipelines.build import check_data, heldout_batches, make_loader, make_tokenizer
 from data_pipelines.loader import gather_state, to_devices
-from unidiff_jax import flow
-from unidiff_jax.config import ConfigError, to_dict
-from unidiff_jax.mesh import batch_sharding, make_mesh, replicated
+from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.initial import check_released, load_released
 from unidiff_jax.train.metrics import MetricWriter, summarize
-from unidiff_jax.train.optim import OptimConfig, make_optimizer, make_schedule
+from unidiff_jax.train.optim import OptimConfig, make_schedule
+from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import (
     TrainState,
     count_parameters,
     create_state,
     join,
-    state_shardings,
 )
-from unidiff_jax.train.step import loss_table, make_train_step
-from unidiff_jax.train.workdir import claim_workdir, model_parts
+from unidiff_jax.train.workdir import claim_workdir
 
 
 def check_rows(config: ConfigDict, mesh: Mesh) -> None:
@@ -65,17 +62,12 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     workdir = as_path(workdir)
     num_steps = config.train.num_steps
 
-    # ------------------------------------------------------------------------------------- config
+    # --------------------------------------------------------------------------- config and program
     # before the workdir is claimed, so that a run that cannot start leaves it free
-    flow_config = flow.FlowConfig(**config.flow)
-    optim_config = OptimConfig(**config.optim)
-    model = model_parts(config)
+    program = make_program(config)
+    mesh, model = program.mesh, program.model
     check_data(config)
     check_released(config)
-
-    # --------------------------------------------------------------------------------------- mesh
-    mesh = make_mesh(config.mesh.axes)
-    rows = batch_sharding(mesh)
     check_rows(config, mesh)
 
     # ------------------------------------------------------------------------------------ workdir
@@ -89,35 +81,18 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         for batch in heldout_batches(config, tokenizer, num_items=config.train.eval_items)
     ]
 
-    # ----------------------------------------------------------------------------- model and step
-    trained_axes, _ = model.split(model.axes)
-    optimizer = make_optimizer(optim_config, num_steps=num_steps, axes=trained_axes)
-    shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
-    places = join(shardings.params, shardings.frozen)
-    step_fn = jax.jit(
-        make_train_step(
-            graphdef=model.graphdef,
-            optimizer=optimizer,
-            flow_config=flow_config,
-            optim_config=optim_config,
-            num_microbatches=config.train.num_microbatches,
-        ),
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-        compiler_options=to_dict(config.train.compiler_options) or None,
-    )
-    eval_fn = jax.jit(
-        functools.partial(loss_table, graphdef=model.graphdef, config=flow_config),
-        in_shardings=(places, rows, replicated(mesh)),
-        out_shardings=replicated(mesh),
-    )
-
     # -------------------------------------------------------------------------- state and restore
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
     first_step = checkpoints.latest_step() or 0
+    places = join(program.shardings.params, program.shardings.frozen)
     released = load_released(config, model, shardings=places, trained=first_step == 0)
-    state = create_state(model, optimizer, seed=config.seed, shardings=shardings, released=released)
+    state = create_state(
+        model,
+        program.optimizer,
+        seed=config.seed,
+        shardings=program.shardings,
+        released=released,
+    )
     logging.info(
         "%.2f M parameters trained, %.2f M frozen, on %d devices",
         count_parameters(state.params) / 1e6,
@@ -133,7 +108,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         logging.info("continuing at step %d", first_step)
     writer = MetricWriter(workdir, first_step=first_step)
     previews = Previews(config, model=model, tokenizer=tokenizer, mesh=mesh, workdir=workdir)
-    schedule = make_schedule(optim_config, num_steps=num_steps)
+    schedule = make_schedule(OptimConfig(**config.optim), num_steps=num_steps)
 
     # --------------------------------------------------------------------------------------- loop
     bar = tqdm(
@@ -151,7 +126,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     step = first_step
     try:
         while step < num_steps:
-            state, metrics = step_fn(state, to_devices(next(loader), mesh=mesh))
+            state, metrics = program.step(state, to_devices(next(loader), mesh=mesh))
             step += 1
             bar.update()
             table = metrics.pop("table")
@@ -175,7 +150,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
             if step % config.train.eval_every == 0 or step == num_steps:
                 key = jax.random.key(config.seed)
                 params = join(state.frozen, state.ema)
-                tables = [eval_fn(params, batch, key) for batch in heldout]
+                tables = [program.score(params, batch, key) for batch in heldout]
                 summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), tables)
                 writer.scalars(step, summarize(summed, prefix="heldout"))
 

@@ -10,9 +10,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MESHES = {
-    "data": {"data": 8},
-    "fsdp": {"fsdp": 8},
-    "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
+    "data": {"axes": {"data": 8}},
+    "fsdp": {"axes": {"fsdp": 8}},
+    "mixed": {"axes": {"data": 2, "fsdp": 2, "tensor": 2}},
+    "gather": {"axes": {"fsdp": 2, "seq": 4}},
+    "ulysses": {"axes": {"fsdp": 4, "seq": 2}, "context": "ulysses"},
+    "gather, joint": {"axes": {"seq": 4, "tensor": 2}, "fusion": "joint"},
+    "ulysses, joint": {"axes": {"data": 4, "seq": 2}, "context": "ulysses", "fusion": "joint"},
+    "kernel": {"axes": {"fsdp": 2, "seq": 2, "tensor": 2}, "attention": "splash"},
 }
 
 
@@ -43,14 +48,14 @@ def test_equals_one_device(reports, mesh):
     assert report["params"] < 1e-4 and report["ema"] < 1e-4, report
 
 
-@pytest.mark.parametrize("mesh", ["one", *MESHES])
+@pytest.mark.parametrize("mesh", ["cross", "joint", *MESHES])
 def test_compiles_once(reports, mesh):
     assert reports[mesh]["compiled"] == 1
 
 
 def test_the_state_is_cut(reports):
     """The share of each tree that one device holds."""
-    assert set(reports["one"]["shares"].values()) == {1.0}
+    assert set(reports["cross"]["shares"].values()) == {1.0}
     assert set(reports["data"]["shares"].values()) == {1.0}
     for tree in ("params", "ema", "opt_state"):
         # nearly an eighth: vectors that do not divide stay whole

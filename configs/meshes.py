@@ -10,14 +10,21 @@ from ml_collections import ConfigDict
 from unidiff_jax.config import ConfigError
 
 PRESETS = {
-    # one device, or all devices as one FSDP group: the default
+    # one device, or all devices as one FSDP group: the default. A chip gathers all weights three
+    # times a step, whatever their number is, so it wants thousands of tokens on each.
     "fsdp": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 1},
     # plain data parallelism, for models that fit on each chip
     "data": {"data": -1, "fsdp": 1, "seq": 1, "tensor": 1},
     # heads and feed-forward width over all devices: one picture made by several chips
     "tensor": {"data": 1, "fsdp": 1, "seq": 1, "tensor": -1},
-    # two-way tensor parallelism inside FSDP
+    # two-way tensor parallelism inside FSDP: half of the rows, for few and long ones
     "fsdp_tensor2": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 2},
+    # FSDP in each of two slices, and only gradients between them
+    "slices2": {"data": 2, "fsdp": -1, "seq": 1, "tensor": 1},
+    # tokens of a row over chips, for sequences too long for one
+    "fsdp_seq2": {"data": 1, "fsdp": -1, "seq": 2, "tensor": 1},
+    "fsdp_seq4": {"data": 1, "fsdp": -1, "seq": 4, "tensor": 1},
+    "seq": {"data": 1, "fsdp": 1, "seq": -1, "tensor": 1},
 }
 
 # Logical axis -> mesh axis. An axis that does not divide stays whole; the first that fits wins.

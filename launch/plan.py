@@ -1,22 +1,27 @@
-"""Compiles a config's programs for a TPU that is not here, and prints what they need of it.
+"""Compiles a config's programs for a TPU that is not here, and says what they need of it.
 
+    python -m launch.plan --config configs/onediffusion.py:stage=512 --topology v5p:4x4x4
+    python -m launch.plan --config configs/unireal.py:stage=256,mesh=slices2 --topology v5p:4x4x4 \\
+        --num_slices 2 --json plan.json
     python -m launch.plan --config configs/onediffusion.py:stage=1024 --program sample \\
         --topology v5e:1x1
-    python -m launch.plan --config configs/onediffusion.py:stage=256 --program train \\
-        --topology v5p:4x4x4 --json plan.json
+    python -m launch.plan --config configs/onediffusion.py:stage=256 --topology v6e:8x8 --sweep
 
-Needs the TPU compiler (./launch/environment.sh tpu) and no TPU. `sample` is OneDiffusionPipeline on
-one chip or, with mesh=tensor in the config's argument, several: text states, the whole loop of one
-picture, decoding. `train` is the train step with its state.
+Needs the TPU compiler (./launch/environment.sh tpu) and no TPU. `train` is the train step with its
+state: memory, collectives, and the roofline (`launch.roofline`). `sample` is OneDiffusionPipeline
+on one chip or, with mesh=tensor in the config's argument, several: text states, the whole loop of
+one picture, decoding. `--sweep` compiles the train step for several meshes, remat policies and
+numbers of rows, and prints a table; a compilation takes a minute or two.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 # the programs are compiled for the topology's chips, and this process needs none
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,24 +35,28 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from launch import command
+from configs.meshes import PRESETS, get_mesh
+from launch import command, hlo
+from launch.chips import CHIPS, GIB, parse_topology
+from launch.roofline import train_roofline
 from unidiff_jax.config import ConfigError
+from unidiff_jax.export.mapping import flatten
 from unidiff_jax.frames import RowSize, make_example, pack_rows
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
-from unidiff_jax.models.layers import Abstract, abstract
+from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
 from unidiff_jax.tasks import get_task
+from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import TrainState
 from unidiff_jax.train.workdir import latent_channels, model_configs
+from unidiff_jax.types import Batch
 
-GIB = 2**30
-# GiB a chip that programs can use: what the compiler refuses to exceed
-HBM = {"v4": 31.2, "v5e": 15.75, "v5p": 95.7, "v6e": 31.25}
 RELEASED_VAE = VAEConfig(
     latent_channels=16,
     block_out_channels=(128, 256, 512, 512),
@@ -58,23 +67,50 @@ RELEASED_VAE = VAEConfig(
 )
 """The autoencoder of Stable Diffusion 3, which OneDiffusion uses."""
 
+HALF = 0.5
+"""Of the bound: what a well-tuned trainer reaches."""
+
+Numbers = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What one compiled program needs on each chip, in bytes, and how long compiling took."""
+class Topology:
+    """Chips that need not be here."""
+
+    name: str
+    num_slices: int
+    devices: list[jax.Device]
+
+    @property
+    def kind(self) -> str:
+        return parse_topology(self.name)[0]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return parse_topology(self.name)[1]
+
+
+class Compiled(NamedTuple):
+    """A compiled program: bytes on each device, seconds of compiling, and its text."""
 
     arguments: int
     temporaries: int
     output: int
     seconds: float
+    text: str
+
+    def numbers(self) -> Numbers:
+        return {k: v for k, v in self._asdict().items() if k != "text"}
 
 
 def define_flags() -> None:
     command.define_config_flags("configs/onediffusion.py:stage=1024")
     flags.DEFINE_enum("program", "train", ["train", "sample"], "What to compile.")
     flags.DEFINE_string("topology", "v5e:1x1", "Chips, such as v5e:2x4, v5p:4x4x4, v6e:8x8.")
+    flags.DEFINE_integer("num_slices", 1, "Slices of this topology.", lower_bound=1)
     flags.DEFINE_integer("frames", 1, "Of `sample`: frames that are made.", lower_bound=1)
     flags.DEFINE_integer("size", None, "Of `sample`: pixels a side; none is the config's.")
+    flags.DEFINE_bool("sweep", False, "Try meshes, remat policies and numbers of rows.")
     flags.DEFINE_string("json", None, "File to write the numbers to.")
 
 
@@ -83,67 +119,42 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     values = flags.FLAGS
     config = command.config_from_flags()
-    devices = topology_devices(values.topology)
-    mesh = make_mesh(config.mesh.axes, devices=devices)
-    if values.program == "train":
-        programs, weights, parameters = plan_train(config, mesh)
+    topology = load_topology(values.topology, num_slices=values.num_slices)
+    if values.sweep:
+        result = sweep(config, topology)
+    elif values.program == "train":
+        result = plan_train(config, topology)
+        print(train_report(result))
     else:
-        programs, weights, parameters = plan_sampling(
-            config, mesh, frames=values.frames, size=values.size or config.image_size
-        )
-    limit = HBM[values.topology.split(":")[0]] * GIB
-    # weights of the other programs stay on the chip too; a program's own are in its arguments
-    peak = max(
-        (p.arguments + p.temporaries + sum(weights.values()) - weights[name])
-        for name, p in programs.items()
-    )
-    result = {
-        "topology": values.topology,
-        "chips": len(devices),
-        "program": values.program,
-        "parameters": parameters,
-        "hbm_limit_bytes": int(limit),
-        "peak_bytes": int(peak),
-        "fits": bool(peak <= limit),
-        "programs": {name: dataclasses.asdict(p) for name, p in programs.items()},
-    }
-    print(f"{parameters / 1e9:.4f} B parameters in the denoiser, {len(devices)} chips")
-    print(f"{'program':<14} {'arguments':>10} {'temporary':>10}  GiB a chip")
-    for name, p in programs.items():
-        print(f"{name:<14} {p.arguments / GIB:>10.2f} {p.temporaries / GIB:>10.2f}", end="  ")
-        print(f"compiled in {p.seconds:.0f} s")
-    verdict = "fits" if result["fits"] else "does NOT fit"
-    print(f"all weights and the largest temporaries: {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB")
-    print(f"{values.topology}: {verdict}")
+        size = values.size or config.image_size
+        result = plan_sampling(config, topology, frames=values.frames, size=size)
+        print(memory_report(result))
     if values.json:
         pathlib.Path(values.json).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
 
 
-def topology_devices(name: str) -> list[jax.Device]:
-    """The chips of a topology that need not be here.
+def load_topology(name: str, *, num_slices: int = 1) -> Topology:
+    """The chips of a topology.
 
     Raises:
-      ConfigError: an unknown topology, or no TPU compiler.
+      ConfigError: an unknown topology, or no compiler for it.
     """
-    kind, _, shape = name.partition(":")
-    if kind not in HBM or not shape:
-        raise ConfigError(
-            f"topology {name!r} is unknown; a generation ({', '.join(HBM)}) and a shape, v5e:2x4"
-        )
-    sides = [int(side) if side.isdigit() else 0 for side in shape.split("x")]
-    # a slice smaller than a host's usual share
-    small = {"chips_per_host_bounds": (*sides, 1)} if int(np.prod(sides)) < 4 else {}
+    _, sides = parse_topology(name)
+    settings: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if int(np.prod(sides)) < 4:  # smaller than a host's usual share
+        settings["chips_per_host_bounds"] = (*sides, *(1,) * (3 - len(sides)))
     try:
-        return list(topologies.get_topology_desc(name, "tpu", **small).devices)
+        found = topologies.get_topology_desc(name, "tpu", **settings)
     except RuntimeError as error:
         if "not installed" in str(error):
             raise ConfigError(
                 "the TPU compiler is missing; install it with ./launch/environment.sh tpu"
             ) from None
         raise ConfigError(f"topology {name!r} cannot be: {error}") from None
+    return Topology(name, num_slices, list(found.devices))
 
 
-def compiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
+def compile_for(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Compiled:
     """Compiles for the devices of the arguments' shardings.
 
     Raises:
@@ -151,23 +162,232 @@ def compiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Program
     """
     started = time.monotonic()
     try:
-        memory = function.lower(*args, **kwargs).compile().memory_analysis()
+        done = function.lower(*args, **kwargs).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ConfigError(f"does NOT fit: {str(error).splitlines()[0]}") from None
-    return Program(
+    memory = done.memory_analysis()
+    return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         seconds=time.monotonic() - started,
+        text=done.as_text(),
     )
 
 
-def plan_sampling(
-    config: ConfigDict, mesh: Mesh, *, frames: int, size: int
-) -> tuple[dict[str, Program], dict[str, int], int]:
+# -------------------------------------------------------------------------------------------- train
+
+
+def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
+    """Compiles the train step and reads from it what it needs and moves."""
+    mesh = make_mesh(config.mesh.axes, devices=topology.devices)
+    check_rows(config, mesh)
+    program = make_program(config, mesh=mesh)
+    batch = batch_shapes(config, sharding=program.rows)
+    step = compile_for(program.step, state_shapes(config, program), batch)
+    parsed = hlo.parse(step.text)
+    found = hlo.collectives(parsed)
+    chip = CHIPS[topology.kind]
+    dit, text = model_configs(config)
+    examples = config.data.row.segments - 1
+    roof = train_roofline(
+        dit,
+        text,
+        batch,
+        trains_text=any(k.startswith("text_encoder") for k in flatten(program.shardings.params)),
+        examples=examples,
+        found=found,
+        traffic=hlo.hbm_bytes(parsed),
+        mesh=mesh,
+        chip=chip,
+        sides=topology.sides,
+    )
+    peak = step.arguments + step.temporaries
+    limit = int(chip.memory / chip.devices)
+    seconds = config.train.num_steps * roof.seconds
+    chips = len(topology.devices) // chip.devices
+    return {
+        "topology": topology.name,
+        "num_slices": topology.num_slices,
+        "chips": chips,
+        "program": "train",
+        "parameters": _count(program.model.shapes["dit"]),
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "rows": config.data.batch_rows,
+        "tokens_per_chip": config.data.batch_rows * config.data.row.tokens // chips,
+        "remat": dit.remat,
+        "hbm_limit_bytes": limit,
+        "peak_bytes": peak,
+        "fits": peak <= limit,
+        "programs": {"train step": step.numbers()},
+        "collectives": collective_table(found),
+        "largest_collectives": [
+            {"kind": c.kind, "shape": c.shape, "group": len(c.group), "count": c.count}
+            | {"sent_bytes": int(c.sent), "source": c.source}
+            for c in sorted(found, key=lambda c: -c.sent)[:20]
+        ],
+        "flops": {"needed": roof.needed, "again": roof.again, "kernel": roof.kernel},
+        "seconds": {
+            "compute": roof.compute,
+            "HBM": roof.hbm,
+            "interconnect": roof.ici,
+            "network": roof.dcn,
+            "step": roof.seconds,
+        },
+        "limit": roof.limit,
+        "mfu_bound": roof.bound,
+        "num_steps": config.train.num_steps,
+        "chip_hours": {
+            "at_bound": seconds * chips / 3600,
+            "at_half": seconds * chips / 3600 / HALF,
+        },
+        "partition": {
+            path: str(place.spec) for path, place in flatten(program.shardings.params).items()
+        },
+    }
+
+
+def state_shapes(config: ConfigDict, program: Any) -> TrainState:
+    """The train state as shapes with their shardings."""
+    params, frozen = program.model.split(program.model.shapes)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(program.optimizer.init, params),
+        ema=params,
+        key=jax.eval_shape(lambda: jax.random.key(0)),
+        frozen=_cast(frozen, config.init.frozen_dtype if _has_released(config) else None),
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        program.shardings,
+    )
+
+
+def batch_shapes(config: ConfigDict, *, sharding: Any) -> Batch:
+    """A whole batch as shapes."""
+    side = config.patch
+    latent = np.zeros((side, side, latent_channels(config)), np.float32)
+    example = make_example(
+        get_task("text_to_image"),
+        latents=[latent],
+        stds=[latent] if "sources" in config.data else None,
+        text_ids=[1],
+        example_id=1,
+        patch=config.patch,
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding
+        ),
+        pack_rows([example], size=RowSize(**config.data.row))[0],
+    )
+
+
+def collective_table(found: list[hlo.Collective]) -> Numbers:
+    """Number of runs and bytes that a chip sends, by kind."""
+    kinds = [kind for kind in hlo.COLLECTIVES if any(c.kind == kind for c in found)]
+    return {
+        kind: {
+            "count": sum(c.count for c in found if c.kind == kind),
+            "sent_bytes": int(sum(c.sent for c in found if c.kind == kind)),
+        }
+        for kind in kinds
+    }
+
+
+def train_report(result: Numbers) -> str:
+    """What a reader wants to know of `plan_train`."""
+    seconds, flops = result["seconds"], result["flops"]
+    lines = [
+        memory_report(result),
+        "",
+        f"mesh {result['mesh'] or 'of one chip'}, {result['rows']} rows, "
+        f"{result['tokens_per_chip']} tokens a chip, remat {result['remat']}",
+        f"{'collective':<20} {'runs':>6} {'sent by a chip, MiB':>20}",
+        *(
+            f"{kind:<20} {row['count']:>6} {row['sent_bytes'] / 2**20:>20.1f}"
+            for kind, row in result["collectives"].items()
+        ),
+        "",
+        f"operations of all chips: {flops['needed'] / 1e12:.1f} TFLOP needed, "
+        f"{flops['again'] / flops['needed']:.0%} of that again (remat {result['remat']}), "
+        f"{flops['kernel'] / flops['needed']:.0%} more in the attention kernel",
+        "at the peak: "
+        + ", ".join(f"{k} {1e3 * v:.1f} ms" for k, v in seconds.items() if k != "step"),
+        f"MFU bound {result['mfu_bound']:.1%}, by {result['limit']}; "
+        f"step of {1e3 * seconds['step']:.1f} ms or more",
+        f"{result['num_steps']} steps: {result['chip_hours']['at_bound']:,.0f} chip-hours at the "
+        f"bound, {result['chip_hours']['at_half']:,.0f} at half of it",
+    ]
+    return "\n".join(lines)
+
+
+def memory_report(result: Numbers) -> str:
+    """Table of the programs' memory."""
+    lines = [
+        f"{result['parameters'] / 1e9:.4f} B parameters in the denoiser, {result['chips']} chips",
+        f"{'program':<14} {'arguments':>10} {'temporary':>10}  GiB a chip",
+    ]
+    for name, p in result["programs"].items():
+        sizes = f"{p['arguments'] / GIB:>10.2f} {p['temporaries'] / GIB:>10.2f}"
+        lines.append(f"{name:<14} {sizes}  compiled in {p['seconds']:.0f} s")
+    peak, limit = result["peak_bytes"] / GIB, result["hbm_limit_bytes"] / GIB
+    verdict = "fits" if result["fits"] else "does NOT fit"
+    lines.append(f"all weights and the largest temporaries: {peak:.2f} GiB of {limit:.2f} GiB")
+    slices = f"{result['num_slices']} x " if result["num_slices"] > 1 else ""
+    return "\n".join([*lines, f"{slices}{result['topology']}: {verdict}"])
+
+
+# -------------------------------------------------------------------------------------------- sweep
+
+
+def sweep(config: ConfigDict, topology: Topology) -> Numbers:
+    """Plans the train step for meshes, remat policies and numbers of rows; prints as it goes."""
+    rows = [config.data.batch_rows * factor for factor in (1, 2)]
+    tries = list(itertools.product(usable_meshes(topology), REMAT_POLICIES, rows))
+    head = f"{'mesh':<16} {'remat':<6} {'rows':>6} {'GiB':>7} {'MFU bound':>10}  limit"
+    tqdm.write(head)
+    table = []
+    for preset, remat, batch_rows in tqdm(tries, desc="plans", unit="plan"):
+        with config.unlocked():
+            tried = config.copy_and_resolve_references()
+        tried.mesh, tried.model.remat = get_mesh(preset), remat
+        tried.data.batch_rows = batch_rows
+        name = f"{preset:<16} {remat:<6} {batch_rows:>6}"
+        try:
+            plan = plan_train(tried, topology)
+        except ConfigError as error:
+            tqdm.write(f"{name} {str(error)[:80]}")
+            table.append({"mesh": preset, "remat": remat, "rows": batch_rows, "error": str(error)})
+            continue
+        tqdm.write(
+            f"{name} {plan['peak_bytes'] / GIB:>7.1f} {plan['mfu_bound']:>10.1%}  {plan['limit']}"
+        )
+        table.append({"preset": preset} | {k: v for k, v in plan.items() if k != "partition"})
+    return {"topology": topology.name, "num_slices": topology.num_slices, "plans": table}
+
+
+def usable_meshes(topology: Topology) -> Iterator[str]:
+    """Presets that these devices can form, for one slice or several."""
+    for preset in PRESETS:
+        try:
+            mesh = make_mesh(PRESETS[preset], devices=topology.devices)
+        except ConfigError:
+            continue
+        if mesh.shape["tensor"] <= 8:  # heads and kv heads of the models
+            yield preset
+
+
+# ------------------------------------------------------------------------------------------- sample
+
+
+def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: int) -> Numbers:
     """One result of OneDiffusionPipeline with guidance, in bfloat16."""
+    mesh = make_mesh(config.mesh.axes, devices=topology.devices)
     dit, text = model_configs(config)
     dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
     text = dataclasses.replace(text, dtype="bfloat16", remat="none")
@@ -189,14 +409,14 @@ def plan_sampling(
     grid = (frames, side // config.patch, side // config.patch)
     length = config.max_text
     programs = {
-        "text": compiled(
+        "text": compile_for(
             encoders.encode_text,
             params["text"],
             array((2, length), jnp.int32),
             array((2, length), jnp.int32),
             graphdef=networks["text"].graphdef,
         ),
-        "denoise": compiled(
+        "denoise": compile_for(
             onediffusion.integrate,
             params["denoise"],
             array((1, int(np.prod(grid)), dit.patch_dim)),
@@ -209,7 +429,7 @@ def plan_sampling(
             grid=grid,
             made=(1,) * frames,
         ),
-        "decode": compiled(
+        "decode": compile_for(
             encoders.vae_decode,
             params["decode"],
             array((frames, side, side, RELEASED_VAE.latent_channels)),
@@ -217,45 +437,24 @@ def plan_sampling(
         ),
     }
     weights = {name: _bytes_a_chip(tree) for name, tree in params.items()}
-    return programs, weights, _count(networks["denoise"].shapes)
-
-
-def plan_train(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Program], dict[str, int], int]:
-    """The train step with its state and one batch."""
-    program = make_program(config, mesh=mesh)
-    model = program.model
-    params, frozen = model.split(model.shapes)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        TrainState(
-            step=jax.ShapeDtypeStruct((), jnp.int32),
-            params=params,
-            opt_state=jax.eval_shape(program.optimizer.init, params),
-            ema=params,
-            key=key,
-            frozen=_cast(frozen, config.init.frozen_dtype if _has_released(config) else None),
-        ),
-        program.shardings,
+    # weights of the other programs stay on the chip too; a program's own are in its arguments
+    peak = max(
+        p.arguments + p.temporaries + sum(weights.values()) - weights[name]
+        for name, p in programs.items()
     )
-    side = config.patch
-    latent = np.zeros((side, side, latent_channels(config)), np.float32)
-    example = make_example(
-        get_task("text_to_image"),
-        latents=[latent],
-        stds=[latent] if "sources" in config.data else None,
-        text_ids=[1],
-        example_id=1,
-        patch=config.patch,
-    )
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=program.rows
-        ),
-        pack_rows([example], size=RowSize(**config.data.row))[0],
-    )
-    programs = {"train step": compiled(program.step, state, batch)}
-    return programs, {"train step": 0}, _count(model.shapes["dit"])
+    chip = CHIPS[topology.kind]
+    limit = int(chip.memory / chip.devices)
+    return {
+        "topology": topology.name,
+        "num_slices": topology.num_slices,
+        "chips": len(topology.devices) // chip.devices,
+        "program": "sample",
+        "parameters": _count(networks["denoise"].shapes),
+        "hbm_limit_bytes": limit,
+        "peak_bytes": int(peak),
+        "fits": bool(peak <= limit),
+        "programs": {name: p.numbers() for name, p in programs.items()},
+    }
 
 
 def _has_released(config: ConfigDict) -> bool:

@@ -1,9 +1,10 @@
 """Floating-point operations of the model, from its config and a batch's shapes.
 
-Only matrix products count, 2 m k n each, attention included and computed densely over a row (the
-reference attention does not skip other examples' tokens). A layer counts times the depth, whether
-the layers are scanned or not. Recomputation in the backward pass (`remat`) does not count: the
-number says what the mathematics needs, and so its share of the machine's peak says what is lost.
+Only matrix products count, 2 m k n each. Attention counts over whole rows, as the reference
+computes it, or over the examples of a row (`examples`), all that the mathematics needs. A layer
+counts times the depth, whether the layers are scanned or not. Recomputation in the backward pass
+(`remat`) does not count: the number says what the mathematics needs, and so its share of the
+machine's peak says what is lost. `launch.roofline` adds what is computed again.
 
 The backward pass of y = A B has one product for each operand that needs a gradient, and each costs
 what y costs. That makes three times the forward pass, except where an operand is data: the patches,
@@ -15,7 +16,7 @@ scanned body once.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
@@ -47,40 +48,51 @@ class Product(NamedTuple):
         return self.operands * self.forward
 
 
-def forward_flops(dit: DiTConfig, text: T5Config, batch: Batch) -> int:
-    """Operations of one forward pass.
+def forward_flops(dit: DiTConfig, text: T5Config, batch: Batch, **settings: Any) -> int:
+    """Operations of one forward pass. Arguments as `products`.
+
+    Example:
+      >>> forward_flops(*model_configs(config), next(loader))
+    """
+    return sum(product.forward for product in products(dit, text, batch, **settings))
+
+
+def train_flops(dit: DiTConfig, text: T5Config, batch: Batch, **settings: Any) -> int:
+    """Operations of one train step: forward and backward pass. Arguments as `products`."""
+    every = products(dit, text, batch, **settings)
+    return sum(product.forward + product.backward for product in every)
+
+
+def products(
+    dit: DiTConfig, text: T5Config, batch: Batch, *, trains_text: bool = True, examples: int = 1
+) -> list[Product]:
+    """Every matrix product of the model.
 
     Args:
       dit: the denoiser.
       text: its text encoder; not counted where the batch carries `text_states`.
       batch: arrays or shapes of the whole batch, with one noise level a frame.
-
-    Example:
-      >>> forward_flops(*model_configs(config), next(loader))
+      trains_text: whether the text encoder is trained too.
+      examples: equal examples in a row, whose attention alone counts; 1 is the whole row.
     """
-    return sum(product.forward for product in products(dit, text, batch))
+    encodes = batch.text_states is None
+    trains_text = trains_text and encodes
+    return [
+        *(_encoder(text, batch, trains_text) if encodes else ()),
+        *_denoiser(dit, batch, trains_text, examples),
+    ]
 
 
-def train_flops(dit: DiTConfig, text: T5Config, batch: Batch) -> int:
-    """Operations of one train step: forward and backward pass. Arguments as `forward_flops`."""
-    return sum(product.forward + product.backward for product in products(dit, text, batch))
-
-
-def products(dit: DiTConfig, text: T5Config, batch: Batch) -> list[Product]:
-    """Every matrix product of the model. Arguments as `forward_flops`."""
-    trained_text = batch.text_states is None
-    return [*(_encoder(text, batch) if trained_text else ()), *_denoiser(dit, batch, trained_text)]
-
-
-def _encoder(c: T5Config, batch: Batch) -> Iterable[Product]:
+def _encoder(c: T5Config, batch: Batch, trained: bool) -> Iterable[Product]:
     b, s = batch.text_segment.shape
     d, inner, layers = c.d_model, c.num_heads * c.d_kv, c.num_layers
-    yield Product("text.projections", 4 * b * s * d * inner, count=layers)
-    yield Product("text.attention", 2 * b * s * s * inner, count=layers)
-    yield Product("text.ffn", 3 * b * s * d * c.d_ff, count=layers)
+    operands = 2 if trained else 0
+    yield Product("text.projections", 4 * b * s * d * inner, operands, layers)
+    yield Product("text.attention", 2 * b * s * s * inner, operands, layers)
+    yield Product("text.ffn", 3 * b * s * d * c.d_ff, operands, layers)
 
 
-def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool) -> Iterable[Product]:
+def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> Iterable[Product]:
     b, t, p = batch.tokens.shape
     s, g, u = batch.text_segment.shape[1], batch.task.shape[1], batch.segment.shape[1]
     d, m, e, layers = c.hidden_dim, c.condition_dim, c.text_dim, c.depth
@@ -90,7 +102,7 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool) -> Iterable[Produc
     yield Product("sigma_embed.hidden", b * u * 256 * m, operands=1)
     yield Product("sigma_embed.out", b * u * m * m)
     yield Product("text_pool", b * s * g * e, operands=int(trained_text))
-    yield Product("text_embed", b * g * e * m)
+    yield Product("text_embed", b * g * e * m, operands=1 + int(trained_text))
     yield Product("text_spread", b * u * g * m, operands=1)
     yield Product("out_scale", b * u * m * d)
     yield Product("out_scale.spread", b * t * u * d, operands=1)
@@ -107,11 +119,16 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool) -> Iterable[Produc
         yield Product("modulation.text", b * g * m * 4 * d, count=layers)
         yield Product("modulation.text_spread", b * s * g * 4 * d, operands=1, count=layers)
         yield Product("attention.projections", b * (t + s) * d * (2 * d + 2 * kv), count=layers)
-        yield Product("attention", 2 * b * (t + s) ** 2 * d, count=layers)
+        yield Product("attention", 2 * b * (t + s) ** 2 * d // examples, count=layers)
         yield Product("ffn", 3 * b * (t + s) * d * c.ffn_dim, count=layers)
         return
     yield Product("attention.projections", b * t * d * (2 * d + 2 * kv), count=layers)
-    yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
-    yield Product("attention.image", 2 * b * t * t * d, count=layers)
-    yield Product("attention.text", 2 * b * t * s * d, count=layers)
+    yield Product(
+        "attention.text_projections",
+        2 * b * s * e * kv,
+        operands=1 + int(trained_text),
+        count=layers,
+    )
+    yield Product("attention.image", 2 * b * t * t * d // examples, count=layers)
+    yield Product("attention.text", 2 * b * t * s * d // examples, count=layers)
     yield Product("ffn", 3 * b * t * d * c.ffn_dim, count=layers)

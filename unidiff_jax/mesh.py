@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unidiff_jax.config import Config, ConfigError
@@ -24,7 +25,7 @@ def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> M
     """Makes the mesh; one axis may be -1.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or `data` not to the slices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(axes) - set(AXES)
@@ -46,7 +47,19 @@ def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> M
             f"--set mesh.axes.data=1 --set mesh.axes.fsdp=-1 --set mesh.axes.seq=1 "
             "--set mesh.axes.tensor=1"
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    auto = (AxisType.Auto,) * len(AXES)
+    slices = {getattr(device, "slice_index", None) or 0 for device in devices}
+    if len(slices) == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+    if shape[0] % len(slices):
+        raise ConfigError(
+            f"mesh.axes.data={shape[0]} must be a multiple of the {len(slices)} slices, between "
+            f"which only gradients go; for example --set mesh.axes.data={len(slices)}"
+        )
+    inside = (shape[0] // len(slices), *shape[1:])
+    across = (len(slices), 1, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices=devices)
+    return Mesh(grid, AXES, axis_types=auto)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,94 @@
+"""What accelerators can do, as published, for plans and launchers.
+
+Sources: cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x), NVIDIA's H100 data sheet, and,
+for HBM that programs can use, what the TPU compiler refuses to exceed. Rates are peaks; a plan
+built on them is a bound.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from unidiff_jax.config import ConfigError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      flops: bfloat16 operations a second.
+      hbm: bytes a second.
+      memory: bytes that a program can use.
+      link: bytes a second over one link of the torus, one way; of GPUs, of all links to the node.
+      network: bytes a second to chips of other slices (nodes), one way.
+      wraps: sides of a slice of which the torus closes; a multiple of it does.
+      devices: JAX devices that share the chip, and so the numbers above.
+    """
+
+    flops: float
+    hbm: float
+    memory: float
+    link: float
+    network: float
+    wraps: int
+    devices: int = 1
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1.228e12, 31.2 * GIB, 50e9, 3.1e9, wraps=4),
+    "v5e": Chip(197e12, 0.819e12, 15.75 * GIB, 50e9, 3.1e9, wraps=16),
+    "v5p": Chip(459e12, 2.765e12, 95.7 * GIB, 100e9, 6.25e9, wraps=4),
+    "v6e": Chip(918e12, 1.640e12, 31.25 * GIB, 100e9, 12.5e9, wraps=16),
+    "tpu7x": Chip(2307e12, 7.380e12, 189.0 * GIB, 100e9, 12.5e9, wraps=4, devices=2),
+    "h100": Chip(989e12, 3.350e12, 75.0 * GIB, 450e9, 50e9, wraps=0),
+}
+
+
+def torus_links(sides: tuple[int, ...], chip: Chip) -> list[int]:
+    """Links by which data come in along each side of a slice.
+
+    A ring has two directions; a line that does not close has one on the average.
+    """
+    return [
+        0 if side == 1 else 2 if side > 2 and chip.wraps and side % chip.wraps == 0 else 1
+        for side in sides
+    ]
+
+
+def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
+    """`v5p:4x4x4` as its generation and sides; `h100:8` is eight GPUs of a node.
+
+    Raises:
+      ConfigError: an unknown one.
+    """
+    kind, _, shape = name.partition(":")
+    sides = tuple(int(side) if side.isdigit() else 0 for side in shape.split("x"))
+    if kind not in CHIPS or not math.prod(sides):
+        raise ConfigError(
+            f"topology {name!r} is unknown; a generation ({', '.join(CHIPS)}) and a shape, such as "
+            "v5e:2x4"
+        )
+    return kind, sides
+
+
+def bandwidth(group: list[np.ndarray], *, slices: list[int], sides: tuple[int, ...], chip: Chip):
+    """Bytes a second that one device of a group receives from the others.
+
+    Args:
+      group: place of each device in its slice.
+      slices: the slice of each.
+      sides: of a slice.
+      chip: what it is made of.
+    """
+    if len(set(slices)) > 1:
+        return chip.network / chip.devices
+    if not chip.wraps:
+        return chip.link
+    places = np.stack(group)
+    spread = [len(set(places[:, axis])) > 1 for axis in range(len(sides))]
+    links = sum(n for n, used in zip(torus_links(sides, chip), spread, strict=True) if used)
+    return max(links, 1) * chip.link / chip.devices

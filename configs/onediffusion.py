@@ -116,6 +116,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "num_kv_heads": 8,
         "ffn_multiple_of": 256,
         "softcap": 30.0,
+        "attention": "auto",
+        "context": "gather",
         "scan_layers": True,
         "remat": "full",
         "dtype": "bfloat16",

@@ -64,6 +64,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "softcap": 0.0,
         "rope_theta": 20.0,
         "rope_scale": 2.0,
+        "attention": "auto",
+        "context": "gather",
         "scan_layers": False,
         "remat": "none",
     }

@@ -158,6 +158,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "num_kv_heads": 32,
         "ffn_multiple_of": 256,
         "softcap": 0.0,
+        "attention": "auto",
+        "context": "gather",
         "scan_layers": True,
         "remat": "full",
         "dtype": "bfloat16",

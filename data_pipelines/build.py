@@ -25,6 +25,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.processes import ALL, DataShare
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import STYLES, get_task
 from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
@@ -206,8 +207,14 @@ def row_size(config: ConfigDict) -> RowSize:
     return RowSize(**config.data.row)
 
 
-def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train") -> Loader:
-    """The training stream of this process."""
+def make_loader(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    *,
+    split: str = "train",
+    share: DataShare = ALL,
+) -> Loader:
+    """The training stream of the processes that hold this share of the rows."""
     data = config.data
     sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
@@ -223,13 +230,7 @@ def make_loader(config: ConfigDict, tokenizer: Tokenizer, *, split: str = "train
         rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 
-    return Loader(
-        stream,
-        num_shards=data.num_shards,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        prefetch=data.prefetch,
-    )
+    return Loader(stream, num_shards=data.num_shards, share=share, prefetch=data.prefetch)
 
 
 def _check_shards(config: ConfigDict) -> None:

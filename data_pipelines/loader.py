@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding
+from unidiff_jax.processes import ALL, DataShare, data_share
 from unidiff_jax.types import Batch
 
 LoaderState = dict[str, Any]
@@ -38,8 +39,7 @@ class Loader(Iterator[Batch]):
         stream: Callable[[int], grain.IterDataset],
         *,
         num_shards: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: DataShare = ALL,
         prefetch: int = 4,
     ):
         """Starts the iterators of this process's shards.
@@ -47,22 +47,21 @@ class Loader(Iterator[Batch]):
         Args:
           stream: makes the stream of one shard; its elements are rows of the batch.
           num_shards: number of data shards.
-          process_index: this process.
-          process_count: must divide `num_shards`.
+          share: this process's part of the rows; their number must divide `num_shards`.
           prefetch: batches that a thread of each shard prepares ahead; 0 for none.
 
         Raises:
-          ConfigError: the processes do not divide the shards.
+          ConfigError: the shares do not divide the shards.
         """
-        if num_shards % process_count:
-            works = process_count * max(1, num_shards // process_count)
+        if num_shards % share.count:
+            works = share.count * max(1, num_shards // share.count)
             raise ConfigError(
-                f"data.num_shards={num_shards} must be a multiple of the {process_count} "
-                f"processes; for example --set data.num_shards={works}"
+                f"data.num_shards={num_shards} must be a multiple of the {share.count} groups of "
+                f"processes that read; for example --set data.num_shards={works}"
             )
-        own = num_shards // process_count
+        own = num_shards // share.count
         self._iterators = {}
-        for shard in range(process_index * own, (process_index + 1) * own):
+        for shard in range(share.index * own, (share.index + 1) * own):
             dataset = stream(shard)
             if prefetch:
                 dataset = grain.experimental.ThreadPrefetchIterDataset(
@@ -116,6 +115,22 @@ def gather_state(state: LoaderState) -> LoaderState:
 
 
 def to_devices(batch: Batch, *, mesh: Mesh) -> Batch:
-    """Global arrays from this process's rows."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+    """Global arrays from this process's share of the rows."""
+    sharding, count = batch_sharding(mesh), data_share(mesh).count
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        shape = (count * leaf.shape[0], *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(place, batch)
+
+
+def whole_to_devices(batch: Batch, *, mesh: Mesh) -> Batch:
+    """Global arrays from a whole batch that every process has."""
+    share = data_share(mesh)
+
+    def own(leaf: np.ndarray) -> np.ndarray:
+        size = len(leaf) // share.count
+        return leaf[share.index * size : (share.index + 1) * size]
+
+    return to_devices(jax.tree.map(own, batch), mesh=mesh)

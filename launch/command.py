@@ -54,6 +54,16 @@ def define_config_flags(default: str | None = None) -> None:
     flags.DEFINE_multi_string("set", [], "Override, repeatable: --set train.num_steps=100")
 
 
+def define_distributed_flag() -> None:
+    """Defines `--distributed`; for a main's `define_flags`, and `processes.join_job`."""
+    flags.DEFINE_string(
+        "distributed",
+        "",
+        "Several processes of one job: auto on Cloud TPU, GKE, Slurm or MPI; by hand "
+        "process/processes@address, such as 0/2@localhost:1234.",
+    )
+
+
 def config_from_flags() -> ConfigDict:
     """Loads the config that `--config` and `--set` name.
 

@@ -10,6 +10,7 @@ Started again in the same workdir it continues with the newest checkpoint.
 from absl import flags
 
 from launch import command
+from unidiff_jax.processes import join_job
 from unidiff_jax.train.loop import train
 
 
@@ -20,11 +21,13 @@ def define_flags() -> None:
         "runs/quickstart",
         "Folder of the run, or gs://bucket/...; continued if it exists.",
     )
+    command.define_distributed_flag()
 
 
 def main(argv: list[str]) -> None:
     del argv
     config = command.config_from_flags()
+    join_job(flags.FLAGS.distributed)
     command.quiet_libraries()
     train(config, flags.FLAGS.workdir)
 

@@ -11,20 +11,18 @@ from data_pipelines.build import make_loader
 from data_pipelines.loader import to_devices
 from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import make_mesh
+from unidiff_jax.processes import DataShare
 
 NUM_SHARDS = 4
 
 
 @pytest.fixture(scope="module")
 def make(miniworld, tokenizer):
-    """make(process_index, process_count): the loader of one process."""
+    """make(index, count): the loader of one share of the rows."""
     config = tiny_run.config(miniworld, f"data.num_shards={NUM_SHARDS}", "data.prefetch=2")
 
     def make(index=0, count=1, **overrides):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "process_index", lambda: index)
-            patch.setattr(jax, "process_count", lambda: count)
-            return make_loader(config, tokenizer, **overrides)
+        return make_loader(config, tokenizer, share=DataShare(index, count), **overrides)
 
     return make
 

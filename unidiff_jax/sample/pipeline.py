@@ -21,7 +21,7 @@ from PIL import Image
 from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
 from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
-from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings
+from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample import guidance as cfg
 from unidiff_jax.sample.images import InputError, load_image, to_picture
@@ -111,6 +111,7 @@ class Pipeline:
                 mesh,
             ),
             static_argnames=("num_steps", "solver", "guidance"),
+            out_shardings=replicated(mesh),  # every process reads the result
         )
 
     @classmethod

@@ -19,7 +19,7 @@ from unidiff_jax.train.state import ModelParts, join
 from unidiff_jax.train.workdir import load_workdir_config, model_configs
 from unidiff_jax.types import Params
 
-_FREE = {"dtype", "remat", "scan_layers", "softcap", "text_gate_init"}
+_FREE = {"attention", "context", "dtype", "remat", "scan_layers", "softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
 
 

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.build import check_data, heldout_batches, make_loader, make_tokenizer
-from data_pipelines.loader import gather_state, to_devices
+from data_pipelines.loader import gather_state, to_devices, whole_to_devices
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.processes import data_share, first_alone
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.initial import check_released, load_released
@@ -71,13 +72,15 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     check_rows(config, mesh)
 
     # ------------------------------------------------------------------------------------ workdir
-    claim_workdir(config, workdir)
+    with first_alone("workdir"):
+        claim_workdir(config, workdir)
 
     # -------------------------------------------------------------------------------------- input
-    tokenizer = make_tokenizer(config, workdir / "tokenizer")
-    loader = make_loader(config, tokenizer)
+    with first_alone("tokenizer"):
+        tokenizer = make_tokenizer(config, workdir / "tokenizer")
+    loader = make_loader(config, tokenizer, share=data_share(mesh))
     heldout = [
-        to_devices(batch, mesh=mesh)
+        whole_to_devices(batch, mesh=mesh)
         for batch in heldout_batches(config, tokenizer, num_items=config.train.eval_items)
     ]
 

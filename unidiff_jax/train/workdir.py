@@ -47,6 +47,12 @@ FREE_KEYS = (
     "data.read_threads",
     "data.folder",
     "eval.",
+    # how the same numbers are computed, and where
+    "mesh.",
+    "model.attention",
+    "model.context",
+    "model.remat",
+    "model.scan_layers",
 )
 
 

@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12.0",
     "pillow>=11",
     "pyarrow>=18",
+    "qwix>=0.1.8",
     "safetensors>=0.5",
     "scipy>=1.14",
     "sentencepiece>=0.2.1",

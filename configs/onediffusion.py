@@ -118,6 +118,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "softcap": 30.0,
         "attention": "auto",
         "context": "gather",
+        "quantized": "none",
         "scan_layers": True,
         "remat": "full",
         "dtype": "bfloat16",
@@ -160,6 +161,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "b2": 0.999,
         "weight_decay": 0.01,
         "clip_norm": 1.0,
+        "moments": "float32",
+        "memory": "device",
         "ema_decay": 0.9999,
     }
     if adapts:

@@ -66,6 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "rope_scale": 2.0,
         "attention": "auto",
         "context": "gather",
+        "quantized": "none",
         "scan_layers": False,
         "remat": "none",
     }
@@ -134,6 +135,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "final_fraction": 0.02,
         "weight_decay": 0.01,
         "clip_norm": 1.0,
+        "moments": "float32",
+        "memory": "device",
         "ema_decay": 0.999,
     }
     config.train = {

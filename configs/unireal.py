@@ -160,6 +160,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "softcap": 0.0,
         "attention": "auto",
         "context": "gather",
+        "quantized": "none",
         "scan_layers": True,
         "remat": "full",
         "dtype": "bfloat16",
@@ -198,6 +199,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "b2": 0.999,
         "weight_decay": 0.01,
         "clip_norm": 1.0,
+        "moments": "float32",
+        "memory": "device",
         "ema_decay": 0.9999,
     }
     config.train = training(num_steps=args.steps or stage["num_steps"], trainable="dit/.*")

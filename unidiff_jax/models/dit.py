@@ -42,6 +42,7 @@ from unidiff_jax.models.layers import (
 from unidiff_jax.models.rope import rotate, rotation_angles
 from unidiff_jax.ops.attention import KERNELS, attention
 from unidiff_jax.ops.context import METHODS, keys_of_all, spread_tokens, whole_tokens
+from unidiff_jax.ops.quantized import KINDS
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Noised, Role
 
@@ -73,6 +74,7 @@ class DiTConfig:
         read sooner from 1.
       attention: what computes it, one of `ops.attention.KERNELS`.
       context: how tokens over the mesh's `seq` axis meet in it, see `ops.context`.
+      quantized: of the products with weights in attention and feed-forward, see `ops.quantized`.
       scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
@@ -96,6 +98,7 @@ class DiTConfig:
     text_gate_init: float = 0.0
     attention: str = "auto"
     context: str = "gather"
+    quantized: str = "none"
     scan_layers: bool = True
     remat: str = "full"
     dtype: str = "float32"
@@ -116,6 +119,7 @@ class DiTConfig:
             "fusion": FUSIONS,
             "attention": KERNELS,
             "context": METHODS,
+            "quantized": KINDS,
             "remat": tuple(REMAT_POLICIES),
         }
         for name, values in known.items():
@@ -286,7 +290,7 @@ class JointAttention(nnx.Module):
         q_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
         def linear(in_dim, out_dim, axes):
-            return Linear(in_dim, out_dim, axes=axes, bias=False, rngs=rngs)
+            return Linear(in_dim, out_dim, axes=axes, bias=False, rngs=rngs, quantized=c.quantized)
 
         self.q = linear(c.hidden_dim, q_dim, ("embed", "heads"))
         self.k = linear(c.hidden_dim, kv_dim, ("embed", "kv_heads"))
@@ -344,7 +348,7 @@ class Attention(nnx.Module):
         q_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
         def linear(in_dim, out_dim, axes):
-            return Linear(in_dim, out_dim, axes=axes, bias=False, rngs=rngs)
+            return Linear(in_dim, out_dim, axes=axes, bias=False, rngs=rngs, quantized=c.quantized)
 
         self.q = linear(c.hidden_dim, q_dim, ("embed", "heads"))
         self.k = linear(c.hidden_dim, kv_dim, ("embed", "kv_heads"))
@@ -405,7 +409,15 @@ class FeedForward(nnx.Module):
         c, xavier = config, nnx.initializers.xavier_uniform()
 
         def linear(in_dim, out_dim, axes, init):
-            return Linear(in_dim, out_dim, axes=axes, bias=False, init=init, rngs=rngs)
+            return Linear(
+                in_dim,
+                out_dim,
+                axes=axes,
+                bias=False,
+                init=init,
+                rngs=rngs,
+                quantized=c.quantized,
+            )
 
         self.gate = linear(c.hidden_dim, c.ffn_dim, ("embed", "ffn"), xavier)
         self.up = linear(c.hidden_dim, c.ffn_dim, ("embed", "ffn"), xavier)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unidiff_jax.mesh import parameter_axes
+from unidiff_jax.ops.quantized import quantized_matmul
 from unidiff_jax.types import Params
 
 Initializer = Callable[..., jax.Array]
@@ -36,6 +37,7 @@ class Linear(nnx.Module):
         bias: bool,
         rngs: nnx.Rngs,
         init: Initializer | None = None,
+        quantized: str = "none",
     ):
         """Makes the layer.
 
@@ -46,10 +48,12 @@ class Linear(nnx.Module):
           bias: whether it has one.
           rngs: source of keys.
           init: of the weight; None is `torch_uniform`. The bias always starts as PyTorch's.
+          quantized: type of the product's operands, one of `ops.quantized.KINDS`.
         """
         init = init or torch_uniform(in_dim)
         self.lora_a = self.lora_b = nnx.data(None)  # set by lora.attach
         self.lora_scale = 0.0
+        self.quantized = quantized
         self.weight = nnx.Param(init(rngs.params(), (in_dim, out_dim), jnp.float32), axes=axes)
         if bias:
             value = torch_uniform(in_dim)(rngs.params(), (out_dim,), jnp.float32)
@@ -58,7 +62,11 @@ class Linear(nnx.Module):
             self.bias = None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        y = matmul(x, self.weight[...].astype(x.dtype))
+        weight = self.weight[...].astype(x.dtype)
+        if self.quantized == "none":
+            y = matmul(x, weight)
+        else:
+            y = quantized_matmul(x, weight, self.quantized)
         if self.lora_a is not None and self.lora_b is not None:
             low = matmul(x, self.lora_a[...].astype(x.dtype))
             y = y + self.lora_scale * matmul(low, self.lora_b[...].astype(x.dtype))

@@ -1,15 +1,19 @@
 """Optimizer and schedule from the config, by optax."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
+from jaxtyping import Array, Float, Int
 
 from unidiff_jax.config import ConfigError
 
 OPTIMIZERS = ("adamw", "muon")
+MOMENTS = ("float32", "bfloat16")
+MEMORIES = ("device", "host")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -28,6 +32,8 @@ class OptimConfig:
       b1, b2, eps: of Adam.
       weight_decay: on matrices only (of Muon, on those that it turns).
       clip_norm: bound of the gradient's global norm.
+      moments: type that moments are kept in, see `kept_in_bfloat16`.
+      memory: where they lie between steps, `device` or `host`.
       ema_decay: of the averaged parameters; the first steps use (1 + n) / (10 + n) if smaller.
     """
 
@@ -41,17 +47,20 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    moments: str = "float32"
+    memory: str = "device"
     ema_decay: float = 0.9999
 
     def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(
-                f"optim.name={self.name!r} is unknown; one of {', '.join(OPTIMIZERS)}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(
-                f"optim.schedule={self.schedule!r} is unknown; one of {', '.join(SCHEDULES)}"
-            )
+        known = {
+            "name": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "moments": MOMENTS,
+            "memory": MEMORIES,
+        }
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise ConfigError(f"optim.{name}={value!r} is unknown; one of {', '.join(values)}")
 
 
 def make_schedule(config: OptimConfig, *, num_steps: int) -> optax.Schedule:
@@ -96,7 +105,53 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=by_axes(lambda names: len(_inner(names)) >= 2),
         )
+    if config.moments == "bfloat16":
+        update = kept_in_bfloat16(update)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+class RoundedState(NamedTuple):
+    """State of `kept_in_bfloat16`: the inner state, rounded, and the number of updates."""
+
+    inner: Any
+    count: Int[Array, ""]
+
+
+def kept_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps an optimizer's moments in 16 bits; it computes in float32.
+
+    Rounding is stochastic: a second moment moves by a thousandth of itself a step, less than half
+    a unit of bfloat16, and rounding to nearest would hold it where it is.
+    """
+
+    def is_moment(leaf):
+        return leaf.ndim > 0 and leaf.dtype in (jnp.float32, jnp.bfloat16)
+
+    def init(params):
+        state = inner.init(params)
+        kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if is_moment(x) else x, state)
+        return RoundedState(kept, jnp.zeros((), jnp.int32))
+
+    def update(grads, state, params=None):
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if is_moment(x) else x, state.inner)
+        updates, wide = inner.update(grads, wide, params)
+        key = jax.random.fold_in(jax.random.key(0), state.count)
+        leaves, tree = jax.tree.flatten(wide)
+        kept = [
+            round_stochastically(x, jax.random.fold_in(key, i)) if is_moment(x) else x
+            for i, x in enumerate(leaves)
+        ]
+        return updates, RoundedState(jax.tree.unflatten(tree, kept), state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def round_stochastically(x: Float[Array, "..."], key: Array) -> Float[Array, "..."]:
+    """Rounds float32 to bfloat16, up or down with the odds that keep the mean."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
 def _inner(names: tuple[str, ...]) -> list[str]:

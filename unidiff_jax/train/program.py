@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from unidiff_jax import flow
 from unidiff_jax.config import to_dict
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, replicated
+from unidiff_jax.train.offload import moments_on_host, with_moments_on_device
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import ModelParts, TrainState, join, state_shardings
 from unidiff_jax.train.step import loss_table, make_train_step
@@ -59,6 +60,9 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
     )
     shardings = state_shardings(model, optimizer, mesh=mesh, rules=config.mesh.rules)
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    on_device = shardings
+    if optim.memory == "host":
+        shardings = moments_on_host(shardings, model, optimizer)
     step = make_train_step(
         graphdef=model.graphdef,
         optimizer=optimizer,
@@ -66,6 +70,8 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
         optim_config=optim,
         num_microbatches=config.train.num_microbatches,
     )
+    if optim.memory == "host":
+        step = with_moments_on_device(step, kept=shardings, used=on_device)
     score = functools.partial(loss_table, graphdef=model.graphdef, config=flow_config)
     return Program(
         mesh=mesh,

@@ -65,7 +65,7 @@ is_recent "$python" || fail "$venv has $("$python" --version); remove it, 3.11 o
 
 # The extras of earlier calls stay: a test run after `environment.sh torch` must not drop torch.
 installed="$(sed -n 2p "$stamp" 2>/dev/null || true)"
-extras="$(echo $installed "$@" | tr ' ' '\n' | sort -u | sed '/^none$/d' | xargs)"
+extras="$(echo "$installed" "$@" | tr ' ' '\n' | sort -u | sed '/^none$/d' | xargs)"
 [[ -n $extras ]] || extras=none
 
 # The folder is part of it because an editable install points to it.

@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "skimage": "scikit-image",
     "tensorflow_datasets": "tensorflow-datasets",
+    "yaml": "pyyaml",
 }
 
 # Read, not imported: a fresh environment has no setuptools.

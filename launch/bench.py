@@ -41,7 +41,8 @@ from data_pipelines.miniworld.benchmark import measure
 from data_pipelines.miniworld.manifest import NAME, RecordsError, render_command
 from data_pipelines.mixture import parse_mixture, stable_id
 from data_pipelines.packing import utilisation
-from launch import bench_network, bench_video, command
+from launch import bench_network, bench_scaling, bench_video, command
+from launch.chips import attached_chip
 from unidiff_jax.config import ConfigError, config_error
 from unidiff_jax.flops import train_flops
 from unidiff_jax.paths import as_path
@@ -157,7 +158,7 @@ def time_steps(bench: Bench) -> Numbers:
     operations = train_flops(*bench.model_configs, bench.batches[0])
     examples = float(np.mean([count_examples(batch) for batch in bench.batches]))
     tokens = float(np.mean([np.sum(np.asarray(batch.frame) > 0) for batch in bench.batches]))
-    peak = matmul_peak()
+    peak, chip = matmul_peak(), attached_chip()
     return {
         "parameters": count_parameters(state.params) + count_parameters(state.frozen),
         "compile_seconds": step.seconds,
@@ -173,6 +174,7 @@ def time_steps(bench: Bench) -> Numbers:
         "gflops_per_second": operations / median / 1e9,
         "peak_gflops_per_second": peak / 1e9,
         "share_of_peak": operations / median / peak,
+        "mfu": None if chip is None else operations / median / chip.flops / jax.device_count(),
     }
 
 
@@ -370,6 +372,9 @@ def format_table(numbers: Numbers) -> str:
                 f"pairs come at less than {bench_video.MIN_SHARE:.0%} of the decoding rate: keep "
                 "fewer frames a second (launch.curate --fps) or take fewer pairs (--per_shot)"
             )
+    rows += bench_scaling.rows(numbers)
+    if "mixed" in numbers and numbers["mixed"]["packed"] < bench_scaling.MIN_MIXED:
+        faults.append(f"mixed pictures fill less than {bench_scaling.MIN_MIXED:.0%} of the rows")
     if "step" in numbers:
         n = numbers["step"]
         rows += [
@@ -391,6 +396,8 @@ def format_table(numbers: Numbers) -> str:
                 f"{n['share_of_peak']:.0%} of {n['peak_gflops_per_second']:.0f} GFLOP/s (float32)",
             ),
         ]
+        if n["mfu"] is not None:
+            rows.append(("  MFU, of the chip's published peak", f"{n['mfu']:.1%}"))
     if "packing" in numbers:
         n = numbers["packing"]
         shares = ", ".join(f"{key} {n[key]:.1%}" for key in ("tokens", "frames", "text"))
@@ -450,6 +457,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("data", None, "Curate this folder of videos; no config, no parts.")
     flags.DEFINE_bool("tracking", False, "Measure mask trackers; no config, no parts, no model.")
+    flags.DEFINE_list(
+        "scale",
+        [],
+        "Measure these instead: mixed (packing of mixed pictures), depth (compile time), devices "
+        "(weak scaling on simulated ones).",
+    )
     flags.DEFINE_string("json", None, "File for the numbers.")
 
 
@@ -470,6 +483,15 @@ def main(argv: list[str]) -> None:
     elif model:
         measured = bench_network.measure(model, num_rounds=num_steps)
         numbers = {"machine": describe_machine(), "model": measured}
+    elif flags.FLAGS.scale:
+        given = [f"--config={flags.FLAGS.config}", *(f"--set={item}" for item in flags.FLAGS.set)]
+        measured = bench_scaling.measure(
+            flags.FLAGS.scale,
+            command.config_from_flags(),
+            config_flags=given,
+            num_steps=num_steps,
+        )
+        numbers = {"machine": describe_machine(), **measured}
     else:
         config = command.config_from_flags()
         try:

@@ -8,6 +8,7 @@ built on them is a bound.
 import dataclasses
 import math
 
+import jax
 import numpy as np
 
 from unidiff_jax.config import ConfigError
@@ -46,6 +47,29 @@ CHIPS = {
     "tpu7x": Chip(2307e12, 7.380e12, 189.0 * GIB, 100e9, 12.5e9, wraps=4, devices=2),
     "h100": Chip(989e12, 3.350e12, 75.0 * GIB, 450e9, 50e9, wraps=0),
 }
+
+
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H100 80GB HBM3": "h100",
+}
+"""JAX's names of them."""
+
+
+def attached_chip() -> Chip | None:
+    """What JAX computes on here, as one device of it; None where it is not in the table."""
+    name = KINDS.get(jax.devices()[0].device_kind)
+    if name is None:
+        return None
+    chip = CHIPS[name]
+    return dataclasses.replace(chip, flops=chip.flops / chip.devices, hbm=chip.hbm / chip.devices)
 
 
 def torus_links(sides: tuple[int, ...], chip: Chip) -> list[int]:

@@ -43,19 +43,15 @@ from launch.chips import CHIPS, GIB, parse_topology
 from launch.roofline import train_roofline
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten
-from unidiff_jax.frames import RowSize, make_example, pack_rows
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
-from unidiff_jax.tasks import get_task
 from unidiff_jax.train.loop import check_rows
-from unidiff_jax.train.program import make_program
-from unidiff_jax.train.state import TrainState
-from unidiff_jax.train.workdir import latent_channels, model_configs
-from unidiff_jax.types import Batch
+from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
+from unidiff_jax.train.workdir import model_configs
 
 RELEASED_VAE = VAEConfig(
     latent_channels=16,
@@ -249,44 +245,6 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     }
 
 
-def state_shapes(config: ConfigDict, program: Any) -> TrainState:
-    """The train state as shapes with their shardings."""
-    params, frozen = program.model.split(program.model.shapes)
-    state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        params=params,
-        opt_state=jax.eval_shape(program.optimizer.init, params),
-        ema=params,
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-        frozen=_cast(frozen, config.init.frozen_dtype if _has_released(config) else None),
-    )
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state,
-        program.shardings,
-    )
-
-
-def batch_shapes(config: ConfigDict, *, sharding: Any) -> Batch:
-    """A whole batch as shapes."""
-    side = config.patch
-    latent = np.zeros((side, side, latent_channels(config)), np.float32)
-    example = make_example(
-        get_task("text_to_image"),
-        latents=[latent],
-        stds=[latent] if "sources" in config.data else None,
-        text_ids=[1],
-        example_id=1,
-        patch=config.patch,
-    )
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding
-        ),
-        pack_rows([example], size=RowSize(**config.data.row))[0],
-    )
-
-
 def collective_table(found: list[hlo.Collective]) -> Numbers:
     """Number of runs and bytes that a chip sends, by kind."""
     kinds = [kind for kind in hlo.COLLECTIVES if any(c.kind == kind for c in found)]
@@ -455,17 +413,6 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
         "fits": bool(peak <= limit),
         "programs": {name: p.numbers() for name, p in programs.items()},
     }
-
-
-def _has_released(config: ConfigDict) -> bool:
-    """Whether frozen weights come from a folder, and so in `init.frozen_dtype`."""
-    return bool(config.init.transformer or config.init.text_encoder)
-
-
-def _cast(shapes: Any, dtype: str | None) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes
-    )
 
 
 def _parameters(network: Abstract, config: ConfigDict, mesh: Mesh, *, dtype: Any) -> Any:

@@ -5,18 +5,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from unidiff_jax import flow
 from unidiff_jax.config import to_dict
+from unidiff_jax.frames import RowSize, make_example, pack_rows
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, replicated
+from unidiff_jax.tasks import get_task
 from unidiff_jax.train.offload import moments_on_host, with_moments_on_device
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import ModelParts, TrainState, join, state_shardings
 from unidiff_jax.train.step import loss_table, make_train_step
-from unidiff_jax.train.workdir import model_parts
+from unidiff_jax.train.workdir import latent_channels, model_parts
+from unidiff_jax.types import Batch
 
 
 class Program(NamedTuple):
@@ -91,4 +96,53 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
             in_shardings=(join(shardings.params, shardings.frozen), rows, whole),
             out_shardings=whole,
         ),
+    )
+
+
+def state_shapes(config: ConfigDict, program: Program) -> TrainState:
+    """The train state as shapes with their shardings."""
+    params, frozen = program.model.split(program.model.shapes)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(program.optimizer.init, params),
+        ema=params,
+        key=jax.eval_shape(lambda: jax.random.key(0)),
+        frozen=_cast(frozen, config.init.frozen_dtype if _has_released(config) else None),
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        program.shardings,
+    )
+
+
+def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
+    """A whole batch as shapes."""
+    side = config.patch
+    latent = np.zeros((side, side, latent_channels(config)), np.float32)
+    example = make_example(
+        get_task("text_to_image"),
+        latents=[latent],
+        stds=[latent] if "sources" in config.data else None,
+        text_ids=[1],
+        example_id=1,
+        patch=config.patch,
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (config.data.batch_rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding
+        ),
+        pack_rows([example], size=RowSize(**config.data.row))[0],
+    )
+
+
+def _has_released(config: ConfigDict) -> bool:
+    """Whether frozen weights come from a folder, and so in `init.frozen_dtype`."""
+    return bool(config.init.transformer or config.init.text_encoder)
+
+
+def _cast(shapes: Any, dtype: str | None) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or leaf.dtype)), shapes
     )

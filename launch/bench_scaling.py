@@ -141,12 +141,11 @@ def measure_devices(config_flags: list[str], config: ConfigDict, *, num_steps: i
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "step.json"
         for count in tqdm(DEVICES, desc="devices"):
-            rows = config.data.batch_rows * count
             flags = os.environ.get("XLA_FLAGS", "")
+            more = ["--json", str(path), "--steps", str(num_steps), *config_flags]
+            more += ["--set", f"data.batch_rows={count * config.data.batch_rows}"]
             subprocess.run(
-                [sys.executable, "-m", "launch.bench", "--parts", "step", "--json", str(path)]
-                + ["--steps", str(num_steps), *config_flags]
-                + ["--set", f"data.batch_rows={rows}"],
+                [sys.executable, "-m", "launch.bench", "--parts", "step", *more],
                 env=os.environ
                 | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}"},
                 check=True,

@@ -1,5 +1,6 @@
 """The training loop, top to bottom: workdir, mesh, input, model, state, restore, loop."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -18,6 +19,7 @@ from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.processes import data_share, first_alone
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
+from unidiff_jax.train.goodput import Goodput, summarize_goodput
 from unidiff_jax.train.initial import check_released, load_released
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_schedule
@@ -62,6 +64,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     """
     workdir = as_path(workdir)
     num_steps = config.train.num_steps
+    account = Goodput(workdir)
 
     # --------------------------------------------------------------------------- config and program
     # before the workdir is claimed, so that a run that cannot start leaves it free
@@ -127,9 +130,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     started = time.monotonic() - clock["train_seconds"]
     logged = time.monotonic()
     step = first_step
+    account.begin(step)
     try:
         while step < num_steps:
-            state, metrics = program.step(state, to_devices(next(loader), mesh=mesh))
+            with account.part("data"):
+                batch = to_devices(next(loader), mesh=mesh)
+            with account.part("compile") if step == first_step else contextlib.nullcontext():
+                state, metrics = program.step(state, batch)
             step += 1
             bar.update()
             table = metrics.pop("table")
@@ -147,33 +154,42 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     "train_seconds": now - started,
                 }
                 writer.scalars(step, values)
+                account.row(step)
                 bar.set_postfix(loss=f"{values['train/loss']:.4f}")
                 total, skipped, logged = None, [], now
 
             if step % config.train.eval_every == 0 or step == num_steps:
-                key = jax.random.key(config.seed)
-                params = join(state.frozen, state.ema)
-                tables = [program.score(params, batch, key) for batch in heldout]
-                summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), tables)
-                writer.scalars(step, summarize(summed, prefix="heldout"))
+                jax.block_until_ready(state)  # steps that still run are not the evaluation's
+                with account.part("evaluate"):
+                    key = jax.random.key(config.seed)
+                    params = join(state.frozen, state.ema)
+                    tables = [program.score(params, batch, key) for batch in heldout]
+                    summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), tables)
+                    writer.scalars(step, summarize(summed, prefix="heldout"))
 
             if step % config.train.sample_every == 0 or step == num_steps:
-                writer.picture(
-                    step, "samples", previews.draw(join(state.frozen, state.ema), step=step)
-                )
+                jax.block_until_ready(state)
+                with account.part("evaluate"):
+                    sheet = previews.draw(join(state.frozen, state.ema), step=step)
+                    writer.picture(step, "samples", sheet)
 
             if step % config.train.save_every == 0 or step == num_steps:
-                clock["train_seconds"] = time.monotonic() - started
-                writer.flush()  # a run that goes on from this checkpoint has the rows up to it
-                # before next(): the saved stream continues with the batch that comes next
-                checkpoints.save(
-                    state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
-                )
+                jax.block_until_ready(state)
+                with account.part("save"):
+                    clock["train_seconds"] = time.monotonic() - started
+                    writer.flush()  # a run that goes on from here has the rows up to it
+                    # before next(): the saved stream continues with the batch that comes next
+                    checkpoints.save(
+                        state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
+                    )
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
         try:
-            checkpoints.close()
+            with account.part("save"):
+                checkpoints.close()
         finally:
             writer.close()
+            account.row(step)
+    logging.info("goodput %.1f %%", 100 * summarize_goodput(workdir)["goodput"])
     return state

@@ -6,8 +6,8 @@
 gate and scale are rows of the noise table, one a frame, and index says whose row a token takes. As
 separate operations these read and write the tokens' array many times, and spread the tables to two
 further arrays of its size. As one kernel (Pallas, for TPUs) they read x and y and write x' and h,
-and the tables stay in the chip's memory. The backward pass is a kernel too; it makes the norms again
-from x' and y. Everything inside is float32.
+and the tables stay in the chip's memory. The backward pass is a kernel too, and makes the norms
+again from x' and y. Everything inside is float32.
 """
 
 import functools

@@ -191,5 +191,6 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         finally:
             writer.close()
             account.row(step)
-    logging.info("goodput %.1f %%", 100 * summarize_goodput(workdir)["goodput"])
+    if jax.process_index() == 0:
+        logging.info("goodput %.1f %%", 100 * summarize_goodput(workdir)["goodput"])
     return state

@@ -43,6 +43,7 @@ def run(axes, devices, **settings):
                 optim_config=OPTIM,
             ),
             mesh,
+            rules=RULES,
         ),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, replicated(mesh)),

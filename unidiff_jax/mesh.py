@@ -5,6 +5,7 @@ compiler derives the rest (jax.jit in Auto mode); `ops.context` pins activations
 and around attention, on the mesh that `on_mesh` puts in force.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from unidiff_jax.config import Config, ConfigError
 
 AXES = ("data", "fsdp", "seq", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+_RULES: contextvars.ContextVar[Config | None] = contextvars.ContextVar("rules", default=None)
 
 
 def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,7 +78,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def logical_spec(
     axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
 ) -> PartitionSpec:
-    """Partition of one array: an axis takes its mesh axis if it divides and is still free."""
+    """Partition of one array: an axis takes its mesh axis if it divides and is still free.
+
+    A vector stays whole: a thousandth of a layer's weights, in many small messages.
+    """
+    if sum(name != "layers" for name in axes) < 2:
+        return PartitionSpec()
     used: set[str] = set()
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
@@ -118,12 +126,54 @@ def section_shardings(section: Config | None, params: Any, axes: Any) -> Any:
     return parameter_shardings(params, axes, rules=section["rules"], mesh=mesh)
 
 
-def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The function with the mesh in force while it is traced, for `ops.context`."""
+def on_mesh(function: Callable[..., Any], mesh: Mesh, *, rules: Config) -> Callable[..., Any]:
+    """The function with mesh and rules in force while it is traced.
+
+    `ops.context` and `gathered` read them.
+    """
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args, **kwargs)
+        token = _RULES.set(rules)
+        try:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*args, **kwargs)
+        finally:
+            _RULES.reset(token)
 
     return traced
+
+
+def gathered(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A weight as a layer uses it: whole along `fsdp`; its gradient is scattered again.
+
+    Left to itself the compiler may leave the weight where it is, and sum products of parts of it
+    over all rows of the batch, which moves a hundred times as much.
+
+    Args:
+      weight: in the type of the product, so that this is what is moved.
+      axes: its logical axes.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), _RULES.get()
+    if mesh.empty or mesh.size == 1 or rules is None:
+        return weight
+    kept = logical_spec(axes, weight.shape, rules=rules, mesh=mesh)
+    used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in kept))
+    return weight if used == kept else _moved(weight, kept, used)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _moved(weight, kept, used):
+    return jax.lax.with_sharding_constraint(weight, used)
+
+
+def _moved_forward(weight, kept, used):
+    return _moved(weight, kept, used), None
+
+
+def _moved_backward(kept, used, saved, slope):
+    del used, saved
+    return (jax.lax.with_sharding_constraint(slope, kept),)
+
+
+_moved.defvjp(_moved_forward, _moved_backward)

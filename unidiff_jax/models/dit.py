@@ -30,6 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.mesh import gathered
 from unidiff_jax.models.layers import (
     REMAT_POLICIES,
     LayerNorm,
@@ -438,7 +439,7 @@ class Embedding(nnx.Module):
     def __call__(self, number: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         num = self.weight[...].shape[0]
         one_hot = jax.nn.one_hot(number - 1, num, dtype=jnp.float32)  # all zeros for 0
-        return one_hot @ self.weight[...]
+        return one_hot @ gathered(self.weight[...], ("rows", "embed"))
 
 
 class SigmaEmbed(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unidiff_jax.mesh import parameter_axes
+from unidiff_jax.mesh import gathered, parameter_axes
 from unidiff_jax.ops.quantized import quantized_matmul
 from unidiff_jax.types import Params
 
@@ -54,6 +54,7 @@ class Linear(nnx.Module):
         self.lora_a = self.lora_b = nnx.data(None)  # set by lora.attach
         self.lora_scale = 0.0
         self.quantized = quantized
+        self.axes = axes
         self.weight = nnx.Param(init(rngs.params(), (in_dim, out_dim), jnp.float32), axes=axes)
         if bias:
             value = torch_uniform(in_dim)(rngs.params(), (out_dim,), jnp.float32)
@@ -62,7 +63,7 @@ class Linear(nnx.Module):
             self.bias = None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        weight = self.weight[...].astype(x.dtype)
+        weight = gathered(self.weight[...].astype(x.dtype), self.axes)
         if self.quantized == "none":
             y = matmul(x, weight)
         else:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from unidiff_jax.mesh import gathered
 from unidiff_jax.models.layers import Linear, RMSNorm, apply_layers, stack_layers
 from unidiff_jax.ops.attention import attention
+from unidiff_jax.ops.context import whole_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ class T5Encoder(nnx.Module):
             max_distance=c.relative_attention_max_distance,
         )
         bias = jnp.moveaxis(self.position_bias[...][bucket], -1, 0)[None]
-        x = self.embedding[...][ids].astype(jnp.dtype(c.dtype))
+        table = gathered(self.embedding[...].astype(jnp.dtype(c.dtype)), ("vocab", "embed"))
+        x = whole_tokens(table[ids])
         x = apply_layers(self.blocks, x, bias, segment, scan=c.scan_layers, remat=c.remat)
         return self.final_norm(x)
 
@@ -113,9 +116,10 @@ class T5Block(nnx.Module):
             f(y).reshape(*y.shape[:2], self.config.num_heads, -1) for f in (self.q, self.k, self.v)
         )
         y = attention(q, k, v, q_segment=segment, kv_segment=segment, scale=1.0, bias=bias)
-        x = x + self.out(y.reshape(*x.shape[:2], -1))
+        x = whole_tokens(x + self.out(y.reshape(*x.shape[:2], -1)))
         y = self.ffn_norm(x)
-        return x + self.ffn_down(jax.nn.gelu(self.ffn_gate(y), approximate=True) * self.ffn_up(y))
+        y = self.ffn_down(jax.nn.gelu(self.ffn_gate(y), approximate=True) * self.ffn_up(y))
+        return whole_tokens(x + y)
 
 
 def relative_bucket(

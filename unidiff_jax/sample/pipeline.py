@@ -109,6 +109,7 @@ class Pipeline:
                     shift=config.data.shift,
                 ),
                 mesh,
+                rules=config.mesh.rules,
             ),
             static_argnames=("num_steps", "solver", "guidance"),
             out_shardings=replicated(mesh),  # every process reads the result

@@ -85,14 +85,14 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
         shardings=shardings,
         rows=rows,
         step=jax.jit(
-            on_mesh(step, mesh),
+            on_mesh(step, mesh, rules=config.mesh.rules),
             in_shardings=(shardings, rows),
             out_shardings=(shardings, whole),
             donate_argnums=0,
             compiler_options=to_dict(config.train.compiler_options) or None,
         ),
         score=jax.jit(
-            on_mesh(score, mesh),
+            on_mesh(score, mesh, rules=config.mesh.rules),
             in_shardings=(join(shardings.params, shardings.frozen), rows, whole),
             out_shardings=whole,
         ),

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from unidiff_jax import flow
+from unidiff_jax.compiler_options import compiler_options
 from unidiff_jax.config import to_dict
 from unidiff_jax.frames import RowSize, make_example, pack_rows
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, replicated
@@ -89,7 +90,9 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
             in_shardings=(shardings, rows),
             out_shardings=(shardings, whole),
             donate_argnums=0,
-            compiler_options=to_dict(config.train.compiler_options) or None,
+            compiler_options=compiler_options(
+                mesh.devices.flat[0].platform, to_dict(config.train.compiler_options)
+            ),
         ),
         score=jax.jit(
             on_mesh(score, mesh, rules=config.mesh.rules),

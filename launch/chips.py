@@ -84,16 +84,17 @@ def torus_links(sides: tuple[int, ...], chip: Chip) -> list[int]:
 
 
 def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """`v5p:4x4x4` as its generation and sides; `h100:8` is eight GPUs of a node.
+    """`v5p:4x4x4` as its generation and sides.
 
     Raises:
       ConfigError: an unknown one.
     """
     kind, _, shape = name.partition(":")
     sides = tuple(int(side) if side.isdigit() else 0 for side in shape.split("x"))
-    if kind not in CHIPS or not math.prod(sides):
+    known = [name for name, chip in CHIPS.items() if chip.wraps]
+    if kind not in known or not math.prod(sides):
         raise ConfigError(
-            f"topology {name!r} is unknown; a generation ({', '.join(CHIPS)}) and a shape, such as "
+            f"topology {name!r} is unknown; a generation ({', '.join(known)}) and a shape, such as "
             "v5e:2x4"
         )
     return kind, sides

@@ -179,22 +179,32 @@ def _group(line: str) -> tuple[int, ...]:
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return tuple(map(int, listed[1].split(",")))
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    axes = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", line
+    )
     if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
         names = list(sizes)
-        chosen = re.findall(r"'(\w+)'", axes[2])
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        chosen = re.findall(r"'(\w+)'", axes[3])
+        order = _iota(axes[2]) if axes[2] else np.arange(math.prod(sizes.values()))
+        ids = order.reshape(list(sizes.values()))
         first = tuple(slice(None) if name in chosen else 0 for name in names)
         return tuple(int(i) for i in ids[first].ravel())
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
     if iota:
-        shape, sizes = (list(map(int, iota[i].split(","))) for i in (1, 2))
-        ids = np.arange(math.prod(sizes)).reshape(sizes)
-        if iota[3]:
-            ids = ids.transpose(list(map(int, iota[3].split(","))))
-        return tuple(int(i) for i in ids.reshape(shape)[0])
+        shape = list(map(int, iota[1].split(",")))
+        return tuple(int(i) for i in _iota(iota[2]).reshape(shape)[0])
     raise ValueError(f"a collective of unknown groups: {line.strip()[:300]}")
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[4,2]T(1,0)`: the numbers from 0 in this shape, transposed; or a list of them."""
+    form = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not form:
+        return np.asarray(re.findall(r"\d+", text), int)
+    sizes = list(map(int, form[1].split(",")))
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose(list(map(int, form[2].split(",")))) if form[2] else ids
 
 
 def hbm_bytes(program: dict[str, list[Instruction]]) -> int:
@@ -262,9 +272,10 @@ def _fusion_traffic(
             continue
         outer = shapes.get(i.operands[int(number[1])], "")
         uses = _through_bitcasts(other.name, users)
+        sliced = [u for u in uses if u.opcode in _SLICES and _size(outer) >= _size(u.shape)]
         if not _hbm(outer):
             yield 0
-        elif uses and all(use.opcode in _SLICES for use in uses):
+        elif uses and len(sliced) == len(uses):
             yield sum(_size(use.shape) for use in uses)
         elif other.name in updated and len(uses) == 1:
             yield 0

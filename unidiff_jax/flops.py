@@ -102,7 +102,7 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
     yield Product("sigma_embed.hidden", b * u * 256 * m, operands=1)
     yield Product("sigma_embed.out", b * u * m * m)
     yield Product("text_pool", b * s * g * e, operands=int(trained_text))
-    yield Product("text_embed", b * g * e * m, operands=1 + int(trained_text))
+    yield Product("text_embed", b * g * e * m)
     yield Product("text_spread", b * u * g * m, operands=1)
     yield Product("out_scale", b * u * m * d)
     yield Product("out_scale.spread", b * t * u * d, operands=1)
@@ -123,12 +123,7 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
         yield Product("ffn", 3 * b * (t + s) * d * c.ffn_dim, count=layers)
         return
     yield Product("attention.projections", b * t * d * (2 * d + 2 * kv), count=layers)
-    yield Product(
-        "attention.text_projections",
-        2 * b * s * e * kv,
-        operands=1 + int(trained_text),
-        count=layers,
-    )
+    yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
     yield Product("attention.image", 2 * b * t * t * d // examples, count=layers)
     yield Product("attention.text", 2 * b * t * s * d // examples, count=layers)
     yield Product("ffn", 3 * b * t * d * c.ffn_dim, count=layers)

@@ -84,7 +84,7 @@ def test_prefetching_changes_nothing(miniworld, tokenizer):
 
 
 def test_shards_and_processes_that_do_not_fit(make, miniworld, tokenizer):
-    with pytest.raises(ConfigError, match=r"data.num_shards=4 must be a multiple of the 3 process"):
+    with pytest.raises(ConfigError, match=r"data.num_shards=4 must be a multiple of the 3 groups"):
         make(0, 3)
     with pytest.raises(ConfigError, match=r"holds data shards \['0'\], not 1: set data.num_shards"):
         make().set_state({"0": make().get_state()["0"]})

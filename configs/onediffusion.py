@@ -118,6 +118,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "softcap": 30.0,
         "attention": "auto",
         "context": "gather",
+        "modulation": "auto",
         "quantized": "none",
         "scan_layers": True,
         "remat": "full",

@@ -66,6 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "rope_scale": 2.0,
         "attention": "auto",
         "context": "gather",
+        "modulation": "auto",
         "quantized": "none",
         "scan_layers": False,
         "remat": "none",

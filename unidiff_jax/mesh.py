@@ -144,6 +144,12 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, *, rules: Config) -> Calla
     return traced
 
 
+def platform() -> str:
+    """What the program is compiled for: the mesh's devices where one is set, else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def gathered(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """A weight as a layer uses it: whole along `fsdp`; its gradient is scattered again.
 

@@ -42,7 +42,14 @@ from unidiff_jax.models.layers import (
 )
 from unidiff_jax.models.rope import rotate, rotation_angles
 from unidiff_jax.ops.attention import KERNELS, attention
-from unidiff_jax.ops.context import METHODS, keys_of_all, spread_tokens, whole_tokens
+from unidiff_jax.ops.context import (
+    METHODS,
+    keys_of_all,
+    on_token_shards,
+    spread_tokens,
+    whole_tokens,
+)
+from unidiff_jax.ops.modulate import MODULATIONS, fuses, modulate
 from unidiff_jax.ops.quantized import KINDS
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Noised, Role
@@ -75,6 +82,8 @@ class DiTConfig:
         read sooner from 1.
       attention: what computes it, one of `ops.attention.KERNELS`.
       context: how tokens over the mesh's `seq` axis meet in it, see `ops.context`.
+      modulation: gate, residual, norm and modulation between attention and feed-forward as
+        separate operations (`xla`), as one kernel (`fused`, see `ops.modulate`), or `auto`.
       quantized: of the products with weights in attention and feed-forward, see `ops.quantized`.
       scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
@@ -99,6 +108,7 @@ class DiTConfig:
     text_gate_init: float = 0.0
     attention: str = "auto"
     context: str = "gather"
+    modulation: str = "auto"
     quantized: str = "none"
     scan_layers: bool = True
     remat: str = "full"
@@ -120,6 +130,7 @@ class DiTConfig:
             "fusion": FUSIONS,
             "attention": KERNELS,
             "context": METHODS,
+            "modulation": MODULATIONS,
             "quantized": KINDS,
             "remat": tuple(REMAT_POLICIES),
         }
@@ -216,6 +227,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         c = config
+        self.config = c
         self.modulation = Linear(
             c.condition_dim, 4 * c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
         )
@@ -228,19 +240,16 @@ class Block(nnx.Module):
         self.ffn = FeedForward(c, rngs=rngs)
 
     def __call__(self, x, condition, index, angles, segment, text_segment, text, dense):
-        modulation = to_tokens(self.modulation(condition), index)
-        scale1, gate1, scale2, gate2 = jnp.split(modulation, 4, axis=-1)
+        tables = jnp.split(self.modulation(condition), 4, axis=-1)
         y = self.attention(
-            self.attention_norm(x) * (1 + scale1),
+            self.attention_norm(x) * (1 + to_tokens(tables[0], index)),
             self.text_norm(text),
             angles=angles,
             segment=segment,
             text_segment=text_segment,
             dense=dense,
         )
-        x = spread_tokens(x + jnp.tanh(gate1) * self.attention_out_norm(y))
-        y = self.ffn(self.ffn_norm(x) * (1 + scale2))
-        return spread_tokens(x + jnp.tanh(gate2) * self.ffn_out_norm(y))
+        return finish_block(self, x, y, tables, index, cut=True)
 
 
 class JointBlock(nnx.Module):
@@ -248,6 +257,7 @@ class JointBlock(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         c = config
+        self.config = c
         self.modulation = Linear(
             c.condition_dim, 4 * c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
         )
@@ -259,27 +269,58 @@ class JointBlock(nnx.Module):
         self.ffn = FeedForward(c, rngs=rngs)
 
     def __call__(self, streams, condition, index, angles, segment, text_segment, text_condition):
-        tables = ((condition, index), (text_condition, text_segment))
-        modulation = [
-            jnp.split(to_tokens(self.modulation(rows), place), 4, axis=-1) for rows, place in tables
+        indices = (index, text_segment)
+        tables = [
+            jnp.split(self.modulation(rows), 4, axis=-1) for rows in (condition, text_condition)
         ]
         attended = self.attention(
             *(
-                self.attention_norm(x) * (1 + scale)
-                for x, (scale, *_) in zip(streams, modulation, strict=True)
+                self.attention_norm(x) * (1 + to_tokens(table[0], place))
+                for x, table, place in zip(streams, tables, indices, strict=True)
             ),
             angles=angles,
             segment=segment,
             text_segment=text_segment,
         )
-        result = []
-        for x, y, (_, gate1, scale2, gate2), place in zip(
-            streams, attended, modulation, (spread_tokens, whole_tokens), strict=True
-        ):
-            x = place(x + jnp.tanh(gate1) * self.attention_out_norm(y))
-            y = self.ffn(self.ffn_norm(x) * (1 + scale2))
-            result.append(place(x + jnp.tanh(gate2) * self.ffn_out_norm(y)))
-        return tuple(result)
+        image, text = (
+            finish_block(self, x, y, table, place, cut=cut)
+            for x, y, table, place, cut in zip(
+                streams, attended, tables, indices, (True, False), strict=True
+            )
+        )
+        return image, text
+
+
+def finish_block(
+    block: Block | JointBlock,
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"],
+    tables: list[Float[Array, "b u d"]],
+    index: Int[Array, "b t"] | None,
+    *,
+    cut: bool,
+) -> Float[Array, "b t d"]:
+    """A block behind its attention: the first residual, and the feed-forward with its own.
+
+    Args:
+      block: whose norms and feed-forward these are.
+      x: the residual stream.
+      y: what attention gave.
+      tables: scale and gate of attention, scale and gate of the feed-forward.
+      index: each token's row of the tables; None: they have one row a token.
+      cut: whether tokens lie over the mesh's `seq` axis.
+    """
+    place = spread_tokens if cut else whole_tokens
+    _, gate1, scale2, gate2 = tables
+    if index is None or not fuses(block.config.modulation):
+        x = place(x + jnp.tanh(to_tokens(gate1, index)) * block.attention_out_norm(y))
+        h = block.ffn_norm(x) * (1 + to_tokens(scale2, index))
+    else:
+        kernel = functools.partial(modulate, eps=block.config.norm_eps)
+        weights = (block.attention_out_norm.weight[...], block.ffn_norm.weight[...])
+        x, h = on_token_shards(kernel, (x, y, index), (gate1, scale2), weights, cut=cut)
+    y = block.ffn(h)
+    return place(x + jnp.tanh(to_tokens(gate2, index)) * block.ffn_out_norm(y))
 
 
 class JointAttention(nnx.Module):

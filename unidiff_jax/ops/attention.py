@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.mesh import platform
 from unidiff_jax.ops.context import on_shards
 from unidiff_jax.ops.splash import splash_attention
 
@@ -102,12 +103,6 @@ def attention(
     if context is None:
         return attend(q, k, v, q_segment, kv_segment)
     return on_shards(attend, q, k, v, q_segment, kv_segment, method=context)
-
-
-def platform() -> str:
-    """What the program is compiled for: the mesh's devices where one is set, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _faults(*, softcap: bool, bias: bool, causal: bool, float32: bool) -> dict[str, list[str]]:

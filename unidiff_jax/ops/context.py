@@ -79,6 +79,36 @@ def on_shards(
     return mapped(operands)
 
 
+def on_token_shards(
+    function: Callable[..., Any],
+    tokens: tuple[Array, ...],
+    tables: tuple[Array, ...],
+    weights: tuple[Array, ...],
+    *,
+    cut: bool,
+) -> Any:
+    """Runs a kernel on each device's tokens; on one device it is just called.
+
+    Args:
+      function: of the tokens', tables' and weights' local arrays; returns arrays like the first of
+        the tokens.
+      tokens: (b, t, ...) arrays.
+      tables: (b, ...) arrays of the rows.
+      weights: the same for all.
+      cut: whether tokens lie over `seq`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*tokens, *tables, *weights)
+    rows = axes_that_divide(mesh, ROWS, tokens[0].shape[0])
+    places = axes_that_divide(mesh, (SEQ,), tokens[0].shape[1]) if cut else None
+    spec = PartitionSpec(rows, places)
+    in_specs = (spec,) * len(tokens) + (PartitionSpec(rows),) * len(tables)
+    in_specs += (PartitionSpec(),) * len(weights)
+    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=spec, check_vma=False)
+    return mapped(*tokens, *tables, *weights)
+
+
 def keys_of_all(x: Float[Array, "b s n k"], *, method: str) -> Float[Array, "b s n k"]:
     """Pins keys or values to where attention reads them: all tokens, and a share of the heads."""
     mesh = jax.sharding.get_abstract_mesh()

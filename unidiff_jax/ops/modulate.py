@@ -17,8 +17,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from unidiff_jax.mesh import platform
+
 BLOCK = 128
 """Tokens of a step of the kernel."""
+
+MODULATIONS = ("auto", "xla", "fused")
+
+
+def fuses(modulation: str) -> bool:
+    """Whether to run the kernel: by name, or on TPUs where it is left open."""
+    return modulation == "fused" or (modulation == "auto" and platform() == "tpu")
 
 
 def modulate_reference(
@@ -49,14 +58,26 @@ def _rms(x, eps):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def modulate(x, y, index, gate, scale, w_out, w_in, eps, interpret=False):
-    """`modulate_reference` as a kernel.
-
-    Args:
-      x, y, index, gate, scale, w_out, w_in, eps: see there; index is in the range of the table.
-      interpret: run the kernel as ordinary operations, on any device.
-    """
+def _modulate(x, y, index, gate, scale, w_out, w_in, eps, interpret):
     return _forward(x, y, index, gate, scale, w_out, w_in, eps, interpret)[0]
+
+
+def modulate(
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"],
+    index: Int[Array, "b t"],
+    gate: Float[Array, "b u d"],
+    scale: Float[Array, "b u d"],
+    w_out: Float[Array, " d"],
+    w_in: Float[Array, " d"],
+    *,
+    eps: float,
+) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+    """`modulate_reference` as a kernel; away from TPUs it is interpreted, which is slow.
+
+    An index outside of the table takes a row of zeros.
+    """
+    return _modulate(x, y, index, gate, scale, w_out, w_in, eps, platform() != "tpu")
 
 
 def _specs(t: int, u: int, d: int) -> dict[str, pl.BlockSpec]:
@@ -230,4 +251,4 @@ def _backward(eps, interpret, saved, slopes):
     )
 
 
-modulate.defvjp(_forward, _backward)
+_modulate.defvjp(_forward, _backward)

@@ -19,8 +19,8 @@ from unidiff_jax.train.state import ModelParts, join
 from unidiff_jax.train.workdir import load_workdir_config, model_configs
 from unidiff_jax.types import Params
 
-_FREE = {"attention", "context", "dtype", "quantized", "remat", "scan_layers", "softcap"}
-_FREE |= {"text_gate_init"}
+_FREE = {"attention", "context", "dtype", "modulation", "quantized", "remat", "scan_layers"}
+_FREE |= {"softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
 
 

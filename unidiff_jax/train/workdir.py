@@ -51,6 +51,7 @@ FREE_KEYS = (
     "mesh.",
     "model.attention",
     "model.context",
+    "model.modulation",
     "model.remat",
     "model.scan_layers",
 )

@@ -22,7 +22,7 @@ def operands(*, rows=2, tokens=300, table=5, dim=24, dtype=jnp.float32):
 
 
 def by_kernel(x, y, index, gate, scale, w_out, w_in):
-    return fused.modulate(x, y, index, gate, scale, w_out, w_in, EPS, True)
+    return fused.modulate(x, y, index, gate, scale, w_out, w_in, eps=EPS)
 
 
 def by_definition(x, y, index, gate, scale, w_out, w_in):

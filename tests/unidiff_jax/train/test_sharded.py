@@ -17,7 +17,17 @@ MESHES = {
     "ulysses": {"axes": {"fsdp": 4, "seq": 2}, "context": "ulysses"},
     "gather, joint": {"axes": {"seq": 4, "tensor": 2}, "fusion": "joint"},
     "ulysses, joint": {"axes": {"data": 4, "seq": 2}, "context": "ulysses", "fusion": "joint"},
-    "kernel": {"axes": {"fsdp": 2, "seq": 2, "tensor": 2}, "attention": "splash"},
+    "kernels": {
+        "axes": {"fsdp": 2, "seq": 2, "tensor": 2},
+        "attention": "splash",
+        "modulation": "fused",
+    },
+    "kernels, joint": {
+        "axes": {"fsdp": 4, "seq": 2},
+        "fusion": "joint",
+        "attention": "splash",
+        "modulation": "fused",
+    },
 }
 
 

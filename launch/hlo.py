@@ -253,7 +253,10 @@ def _traffic(program: dict[str, list[Instruction]], i: Instruction, shapes: dict
     called = re.search(r"calls=(%[^\s,]+)", i.line)
     if i.opcode == "fusion" and called:
         return sum(_fusion_traffic(tuple(program[called[1]]), i, shapes))
-    return _hbm(i.shape) + sum(_hbm(shapes.get(name, "")) for name in i.operands)
+    read = sum(_hbm(shapes.get(name, "")) for name in i.operands)
+    if i.opcode == "copy-start":  # (destination, source, ...)
+        return read + sum(_hbm(f"{d}[{n}]{layout}") for d, n, layout in _shapes(i.shape)[:1])
+    return read + _hbm(i.shape)
 
 
 def _fusion_traffic(

@@ -15,12 +15,16 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from unidiff_jax.mesh import platform
 
 BLOCK = 128
 """Tokens of a step of the kernel."""
+
+VMEM_BYTES = 64 * 2**20
+"""What a step may use of the chip's 128 MiB of near memory."""
 
 MODULATIONS = ("auto", "xla", "fused")
 
@@ -143,6 +147,7 @@ def _forward(x, y, index, gate, scale, w_out, w_in, eps, interpret):
         ],
         out_specs=[specs["tokens"], specs["tokens"]],
         out_shape=[tokens, tokens],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
         interpret=interpret,
         name="modulate_forward",
     )(padded, _padded(y), places, gate, scale, w_out[None], w_in[None])
@@ -237,6 +242,7 @@ def _backward(eps, interpret, saved, slopes):
             specs["weight"],
         ],
         out_shape=[tokens, tokens, table, table, weight, weight],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
         interpret=interpret,
         name="modulate_backward",
     )(padded[0], padded[1], places, gate, scale, w_out[None], w_in[None], *padded[2:])

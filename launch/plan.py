@@ -38,10 +38,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs.meshes import PRESETS, get_mesh
+from configs.plans import PLANS
 from launch import command, hlo
 from launch.chips import CHIPS, GIB, parse_topology
 from launch.roofline import train_roofline
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
@@ -106,6 +107,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_slices", 1, "Slices of this topology.", lower_bound=1)
     flags.DEFINE_integer("frames", 1, "Of `sample`: frames that are made.", lower_bound=1)
     flags.DEFINE_integer("size", None, "Of `sample`: pixels a side; none is the config's.")
+    flags.DEFINE_string(
+        "named", None, "A plan of configs/plans.py, or all of them; no config, no topology."
+    )
     flags.DEFINE_bool("sweep", False, "Try meshes, remat policies and numbers of rows.")
     flags.DEFINE_string("json", None, "File to write the numbers to.")
 
@@ -114,6 +118,9 @@ def main(argv: list[str]) -> None:
     del argv
     command.quiet_libraries()
     values = flags.FLAGS
+    if values.named:
+        _write(values.json, plan_named(values.named))
+        return
     config = command.config_from_flags()
     topology = load_topology(values.topology, num_slices=values.num_slices)
     if values.sweep:
@@ -125,8 +132,34 @@ def main(argv: list[str]) -> None:
         size = values.size or config.image_size
         result = plan_sampling(config, topology, frames=values.frames, size=size)
         print(memory_report(result))
-    if values.json:
-        pathlib.Path(values.json).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+    _write(values.json, result)
+
+
+def _write(path: str | None, result: Numbers) -> None:
+    if path:
+        pathlib.Path(path).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+
+
+def plan_named(name: str) -> Numbers:
+    """Plans by the names of `configs/plans.py`; prints a row each.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    if name != "all" and name not in PLANS:
+        raise ConfigError(f"--named={name!r} is unknown; all, or one of {', '.join(PLANS)}")
+    chosen = PLANS if name == "all" else {name: PLANS[name]}
+    results = {}
+    tqdm.write(f"{'plan':<26} {'chips':>5} {'GiB':>6} {'ms':>7} {'MFU bound':>10}  limit")
+    for key, plan in tqdm(chosen.items(), desc="plans", unit="plan"):
+        config = load_config(plan.config, overrides=plan.settings)
+        topology = load_topology(plan.topology, num_slices=plan.num_slices)
+        found = results[key] = plan_train(config, topology)
+        tqdm.write(
+            f"{key:<26} {found['chips']:>5} {found['peak_bytes'] / GIB:>6.1f} "
+            f"{1e3 * found['seconds']['step']:>7.1f} {found['mfu_bound']:>10.1%}  {found['limit']}"
+        )
+    return results
 
 
 def load_topology(name: str, *, num_slices: int = 1) -> Topology:

@@ -1,0 +1,51 @@
+"""Plans that hold: which recipe on which chips, and how good it can be at best.
+
+    python -m launch.plan --named onediffusion-512-v5p
+    python -m launch.plan --named all --json plans.json
+
+`docs/scaling.md` has their numbers; `./launch/test.sh -m slow tests/launch/test_plans.py` compiles
+them all and checks that they still hold.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A train step on chips.
+
+    Attributes:
+      config: config file and its argument.
+      topology: chips of a slice.
+      num_slices: number of slices.
+      settings: overrides, as of `--set`.
+      min_bound: the MFU bound that the plan keeps.
+    """
+
+    config: str
+    topology: str
+    num_slices: int = 1
+    settings: tuple[str, ...] = ()
+    min_bound: float = 0.6
+
+
+_DOTS = ("model.remat=dots",)  # keeps the products with weights: memory is there, and time is not
+
+PLANS = {
+    **{
+        f"onediffusion-{stage}-v5p": Plan(
+            f"configs/onediffusion.py:stage={stage}", "v5p:4x4x4", settings=_DOTS
+        )
+        for stage in ("256", "512", "multitask", "1024")
+    },
+    **{
+        f"onediffusion-{stage}-v6e": Plan(
+            f"configs/onediffusion.py:stage={stage}", "v6e:8x8", settings=_DOTS
+        )
+        for stage in ("256", "512", "multitask", "1024")
+    },
+    "unireal-256-v5p": Plan("configs/unireal.py:stage=256", "v5p:4x4x8", settings=_DOTS),
+    "unireal-256-v5p-slices": Plan(
+        "configs/unireal.py:stage=256,mesh=slices2", "v5p:4x4x4", num_slices=2, settings=_DOTS
+    ),
+}

@@ -7,11 +7,13 @@ From the paper: text, given and generated frames in one stream (`fusion="joint"`
 and names tied to the words IMG1, RES1, ...; clean conditions without a noise level; prompts with
 context; several results in one pass (an edit and the mask of what changes); and its video tasks:
 frame to frame, objects in a new scene, insertion, local inpainting, masks and depth. Chosen here:
-the shares of the tasks, and sizes and x-prediction, which are the quick start's.
+the shares of the tasks, and sizes and x-prediction, which are the quick start's. The paper's first
+stage learns pictures and videos from words. Here it learns from words, and to keep what is given:
+in minutes, an arm cannot learn from nothing to copy a picture and to change one thing in it.
 
 | arm | what is different (the paper's Table 4) |
 |---|---|
-| `base` | pictures from words alone, the paper's first stage; the other arms may start from it |
+| `base` | single pictures alone: from words, with holes, masks, depth; the others start from it |
 | `all` | video tasks and exact edit pairs |
 | `video` | no edit pairs: what edits it can do come from video |
 | `expert` | edit pairs alone |
@@ -26,7 +28,13 @@ from unidiff_jax.config import ConfigError, parse_arg
 
 ARMS = ("base", "all", "video", "expert", "no_tags", "no_roles")
 
-_BASE = {"text_to_image": {"weight": 1.0, "loss_weight": 2.0, "shift": 0.37}}
+_BASE = {
+    "text_to_image": {"weight": 1.0, "loss_weight": 2.0, "shift": 0.37},
+    "inpaint": {"weight": 2.0, "loss_weight": 3.0},
+    "segment": {"weight": 1.0, "loss_weight": 1.0},
+    "depth": {"weight": 0.5, "loss_weight": 1.0},
+    "depth_to_image": {"weight": 0.5, "loss_weight": 2.0},
+}
 _VIDEO = {
     "next_frame": {"weight": 3.0, "loss_weight": 3.0},
     "customize": {"weight": 1.5, "loss_weight": 2.0},

@@ -8,7 +8,7 @@ import collections
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -250,44 +250,73 @@ def _traffic(program: dict[str, list[Instruction]], i: Instruction, shapes: dict
         return 2 * _hbm(i.shape)
     if i.opcode == "dynamic-update-slice":
         return 2 * _hbm(shapes.get(i.operands[1], ""))
-    called = re.search(r"calls=(%[^\s,]+)", i.line)
-    if i.opcode == "fusion" and called:
-        return sum(_fusion_traffic(tuple(program[called[1]]), i, shapes))
+    first = _shapes(i.shape)[:2]
+    if i.opcode in ("slice-start", "dynamic-slice-start"):  # ((whole, ...), slice, ...)
+        whole = _shapes(shapes.get(i.operands[0], ""))[:1]
+        part = next((shape for shape in _shapes(i.shape) if shape[:2] != whole[0][:2]), whole[0])
+        return _bytes(*part[:2]) + _hbm("{}[{}]{}".format(*part))
+    called = _called(i)
+    if called in program and i.opcode == "fusion":
+        reads = (
+            _read(program, called, number, shapes.get(name, ""))
+            for number, name in enumerate(i.operands)
+        )
+        return sum(reads) + _written(program[called], i)
     read = sum(_hbm(shapes.get(name, "")) for name in i.operands)
     if i.opcode == "copy-start":  # (destination, source, ...)
-        return read + sum(_hbm(f"{d}[{n}]{layout}") for d, n, layout in _shapes(i.shape)[:1])
+        return read + _hbm("{}[{}]{}".format(*first[0]))
     return read + _hbm(i.shape)
 
 
-def _fusion_traffic(
-    body: tuple[Instruction, ...], i: Instruction, shapes: dict[str, str]
-) -> Iterable[int]:
-    inner = {other.name: other for other in body}
+def _called(i: Instruction) -> str:
+    found = re.search(r"calls=(%[^\s,]+)", i.line)
+    return found[1] if found else ""
+
+
+def _read(program: dict[str, list[Instruction]], name: str, number: int, outer: str) -> int:
+    """Bytes that a fused computation reads of a parameter: of a stack the slices that it uses."""
+    body = program[name]
+    whole = _hbm(outer)
+    parameter = next((i for i in body if f" parameter({number})" in i.line), None)
+    if parameter is None or not whole:
+        return 0
     users = collections.defaultdict(list)
     for other in body:
-        for operand in other.operands:
+        for operand in set(other.operands):
             users[operand].append(other)
-    updates = [other for other in body if other.opcode == "dynamic-update-slice"]
-    updated = {other.operands[0] for other in updates}
-    for other in body:
-        number = re.search(r" parameter\((\d+)\)", other.line)
-        if not number:
-            continue
-        outer = shapes.get(i.operands[int(number[1])], "")
-        uses = _through_bitcasts(other.name, users)
-        sliced = [u for u in uses if u.opcode in _SLICES and _size(outer) >= _size(u.shape)]
-        if not _hbm(outer):
-            yield 0
-        elif uses and len(sliced) == len(uses):
-            yield sum(_size(use.shape) for use in uses)
-        elif other.name in updated and len(uses) == 1:
-            yield 0
+    alias = {parameter.name, *_bitcasts(parameter.name, users)}
+    total = 0
+    for use in _through_bitcasts(parameter.name, users):
+        if use.opcode in _SLICES and use.operands[0] in alias:
+            total += _size(use.shape)
+        elif use.opcode == "dynamic-update-slice" and use.operands[0] in alias:
+            pass  # in place
+        elif _called(use) in program:
+            places = [k for k, operand in enumerate(use.operands) if operand in alias]
+            total += sum(_read(program, _called(use), k, outer) for k in places)
         else:
-            yield _hbm(outer)
-    if updates and _hbm(i.shape):
-        yield sum(_size(inner[u.operands[1]].shape) for u in updates if u.operands[1] in inner)
-    else:
-        yield _hbm(i.shape)
+            return whole
+    return min(total, whole)
+
+
+def _written(body: list[Instruction], i: Instruction) -> int:
+    """Bytes that a fusion writes: of a stack that it updates in place the slice."""
+    inner = {other.name: other for other in body}
+    updates = [other for other in body if other.opcode == "dynamic-update-slice"]
+    written = _hbm(i.shape)
+    for update in updates:
+        part = inner.get(update.operands[1])
+        if part is not None and written >= _size(update.shape):
+            written -= _size(update.shape) - _size(part.shape)
+    return written
+
+
+def _bitcasts(name: str, users: dict[str, list[Instruction]]) -> list[str]:
+    found = []
+    for user in users[name]:
+        if user.opcode == "bitcast":
+            found += [user.name, *_bitcasts(user.name, users)]
+    return found
 
 
 def _through_bitcasts(name: str, users: dict[str, list[Instruction]]) -> list[Instruction]:

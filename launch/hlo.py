@@ -65,7 +65,11 @@ class Collective(NamedTuple):
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
-    """Instructions of every computation by its name; the program starts at `ENTRY`."""
+    """Instructions of every computation by its name; the program starts at `ENTRY`.
+
+    Raises:
+      ValueError: a computation ends before its result: the text is of another form.
+    """
     found: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():
@@ -73,7 +77,9 @@ def parse(text: str) -> dict[str, list[Instruction]]:
             header = re.match(r"(ENTRY )?(%\S+) \(.*\{$", line)
             if header:
                 current = found.setdefault("ENTRY" if header[1] else header[2], [])
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # attributes of a kernel may have lines that begin with one
+            if not any("ROOT " in i.line for i in current):
+                raise ValueError(f"a computation without a result before: {line}")
             current = None
         elif instruction := _instruction(line):
             current.append(instruction)

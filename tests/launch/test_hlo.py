@@ -145,6 +145,17 @@ def test_forms_of_groups(groups, first):
     assert hlo._group(f"%x = f32[2] all-reduce(%y), {groups}, to_apply=%add") == first
 
 
+def test_attributes_over_several_lines():
+    """A Pallas kernel's attributes have line breaks, and a line may begin with a bracket."""
+    kernel = (
+        '  %k = bf16[8,128]{1,0} custom-call(%dot), frontend_attributes={kernel={\n"a":"b"\n}}\n'
+    )
+    text = TEXT.replace("  %sum =", kernel + "  %sum =")
+    assert len(hlo.collectives(hlo.parse(text))) == 1
+    with pytest.raises(ValueError, match="without a result"):
+        hlo.parse(TEXT.replace("ROOT %out", "%out"))
+
+
 def test_a_loop_of_unknown_length_is_told():
     with pytest.raises(ValueError, match="unknown length"):
         hlo.runs(hlo.parse(TEXT.replace("direction=LT", "direction=NE")))

@@ -2,7 +2,7 @@
 
 The autoencoder (8 x 8 pixels to 16 channels), the text encoder (T5 1.1 XL) and the tokenizer come
 from a folder in OneDiffusion's released layout and stay frozen. Pictures are encoded once by
-`launch.encode`; text goes through the encoder in each step.
+`launch.encode`; text goes through the encoder in each step, or once through `launch.precompute`.
 """
 
 from typing import Any
@@ -48,6 +48,7 @@ def reading() -> dict[str, Any]:
             **{"buckets": True, "flip": False, "validation": 512},
             **{"shards": 64, "seed": 0, "batch": 16},
         },
+        "text_states": "",
         "num_bins": 32,
         "num_shards": 32,
         "read_threads": 16,

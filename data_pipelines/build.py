@@ -1,5 +1,7 @@
 """From a config to data: source, example maker, training stream, held-out batches."""
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +23,9 @@ from data_pipelines.mixture import (
     stable_id,
 )
 from data_pipelines.packing import batch_rows, pack
+from data_pipelines.text_states import TextStates
 from unidiff_jax.config import ConfigError
+from unidiff_jax.export.files import weights_digest
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, is_remote
@@ -88,6 +92,8 @@ def check_data(config: ConfigDict) -> None:
     """
     _check_shards(config)
     _check_names(config)
+    if config.data.get("text_states"):
+        TextStates(config.data.text_states, origin=text_origin(config))
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
         raise ConfigError(
@@ -190,6 +196,30 @@ def make_maker(
     )
 
 
+def text_origin(config: ConfigDict) -> dict[str, Any]:
+    """What decides the states of a prompt, for `text_states`.
+
+    Raises:
+      ConfigError: the config has no encoded data, or trains its text encoder.
+    """
+    if "sources" not in config.data or not config.init.text_encoder:
+        raise ConfigError(
+            "data.text_states needs encoded data and a released text encoder; for example "
+            "--config configs/onediffusion.py"
+        )
+    if re.fullmatch(config.train.trainable, "text_encoder/final_norm/weight"):
+        raise ConfigError(
+            f"data.text_states: train.trainable={config.train.trainable!r} trains the text "
+            "encoder, whose states then change; for example --set train.trainable=dit/.*"
+        )
+    return {
+        "text_encoder": weights_digest(config.init.text_encoder),
+        "dtype": config.text.dtype,
+        "frozen_dtype": config.init.frozen_dtype,
+        "max_text": config.max_text,
+    }
+
+
 def prompt_style(config: ConfigDict) -> str:
     """How prompts are written: the config's `data.prompts`, and `token` where it has none.
 
@@ -219,6 +249,9 @@ def make_loader(
     sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
+    if data.get("text_states"):
+        states = TextStates(data.text_states, origin=text_origin(config))
+        maker = dataclasses.replace(maker, text_states=states)
     _check_shards(config)
 
     def stream(shard: int) -> grain.IterDataset:

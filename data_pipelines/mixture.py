@@ -8,7 +8,7 @@ is a function of the seed and the position alone.
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -71,6 +71,8 @@ class ExampleMaker:
       shift: resolution shift of the noise levels.
       style: of the prompts, one of `tasks.STYLES`.
       roles: whether frames keep their roles; without, all have `Role.NONE`.
+      text_states: states (s, e) of token ids (`text_states.TextStates`), which then go into
+        examples beside the ids; None where the step encodes.
     """
 
     tokenizer: Tokenizer
@@ -81,6 +83,7 @@ class ExampleMaker:
     shift: float = 1.0
     style: str = "token"
     roles: bool = True
+    text_states: Callable[[Sequence[int]], np.ndarray] | None = None
 
     def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
         """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
@@ -130,6 +133,7 @@ class ExampleMaker:
             stds=stds,
             text_ids=text.ids,
             text_names=text.names,
+            text_states=None if self.text_states is None else self.text_states(text.ids),
             example_id=example_id,
             patch=self.patch,
             plan=plan,

@@ -100,6 +100,7 @@ Example = dict[str, np.ndarray]
     segment_table (1, 2) int32     example id, task id
     text_ids     (s,)   int32
     text_name    (s,)   int32      name that the word says (`frame_names`)
+    text_states  (s, e) bfloat16   states of the text encoder, or (s, 0) where the step encodes
 """
 
 PLANS = ("clean", "independent", "shared")
@@ -119,6 +120,7 @@ def make_example(
     plan: str = "clean",
     shift: float = 1.0,
     stds: Sequence[np.ndarray] | None = None,
+    text_states: np.ndarray | None = None,
 ) -> Example:
     """Makes the flat arrays of one example.
 
@@ -133,6 +135,7 @@ def make_example(
       shift: resolution shift of the noise level (flow.py).
       stds: standard deviations where `latents` are the means of posteriors; None where they are
         the latents.
+      text_states: (s, e) states of the prompt; None where the step encodes it.
 
     Raises:
       ValueError: another number of frames than the task has, a frame that does not divide into
@@ -177,6 +180,9 @@ def make_example(
         "segment_table": np.asarray([[example_id, task.id]], np.int32),
         "text_ids": np.asarray(text_ids, np.int32),
         "text_name": np.asarray(text_names or [0] * len(text_ids), np.int32),
+        "text_states": np.zeros((len(text_ids), 0), np.float32)
+        if text_states is None
+        else text_states,
     }
 
 
@@ -213,6 +219,7 @@ class RowSize(NamedTuple):
             "segment_table": self.segments - 1,
             "text_ids": self.text,
             "text_name": self.text,
+            "text_states": self.text,
         }
 
 
@@ -238,6 +245,7 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         np.where(text_segment, text_segment, segments + 1), np.arange(segments + 2)
     )
     position = np.arange(len(text_segment)) - first_text[text_segment]
+    has_states = packed["text_states"].shape[-1] > 0
     return Batch(
         tokens=packed["tokens"],
         token_std=packed["token_std"] if packed["token_std"].shape[-1] else None,
@@ -250,7 +258,8 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         ).astype(np.float32),
         example_id=_pad_front(packed["segment_table"][:, 0]),
         task=_pad_front(packed["segment_table"][:, 1]),
-        text_ids=packed["text_ids"],
+        text_ids=None if has_states else packed["text_ids"],
+        text_states=packed["text_states"] if has_states else None,
         text_name=packed["text_name"],
         text_segment=text_segment.astype(np.int32),
         text_position=np.where(text_segment, position, 0).astype(np.int32),

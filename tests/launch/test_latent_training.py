@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.build import text_origin
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
+from data_pipelines.text_states import TextStates
 from launch.encode import encode
+from launch.precompute import precompute
 from unidiff_jax import OneDiffusionPipeline
 from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.export.run import export_run
+from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
@@ -76,6 +80,48 @@ def test_only_the_transformer_is_trained(finetuned):
     rows = read_metrics(workdir / "metrics.jsonl")
     assert np.isfinite([row["train/loss/edit"] for row in rows if "train/loss/edit" in row]).all()
     assert np.asarray(Image.open(workdir / "samples" / "step_00000006.png")).std() > 0
+
+
+def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_path):
+    folder = tmp_path / "states"
+    chosen = config("stage=finetune", f"data.text_states={folder}")
+    with pytest.raises(ConfigError, match=r"write it with: python -m launch\.precompute"):
+        train(chosen, tmp_path / "too soon")
+    precompute(chosen, num_shards=3, batch=8)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "states-00001-of-00003.json").unlink()  # as if it had been stopped there
+    precompute(chosen, num_shards=3, batch=8)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+    train(chosen, tmp_path / "run")
+    expected, found = (
+        [row["train/loss"] for row in read_metrics(path / "metrics.jsonl") if "train/loss" in row]
+        for path in (finetuned[0], tmp_path / "run")
+    )
+    assert len(found) == 6
+    # the states are rounded to 16 bits; a prompt with another one's states would be far off
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    with pytest.raises(ConfigError, match="was written with"):
+        train(config("stage=finetune", f"data.text_states={folder}", "max_text=63"), tmp_path)
+    trained = config("stage=finetune", f"data.text_states={folder}", "train.trainable=.*")
+    with pytest.raises(ConfigError, match="trains the text encoder"):
+        train(trained, tmp_path)
+
+
+def test_states_are_those_of_the_prompt(config, released, tmp_path):
+    chosen = config("stage=finetune", f"data.text_states={tmp_path / 'states'}")
+    precompute(chosen, num_shards=1, batch=4)
+    states = TextStates(tmp_path / "states", origin=text_origin(chosen))
+    text = LoadedText.load(released / "text_encoder", tokenizer=released / "tokenizer")
+    for prompt in ("", "[[image_editing]] make the cube blue"):
+        ids = text.tokenizer.encode(prompt)
+        if prompt:
+            with pytest.raises(ConfigError, match="the data have changed"):
+                states(ids)
+            continue
+        expected, _ = text.encode([prompt])
+        found = states(ids).astype(np.float32)
+        np.testing.assert_allclose(found, expected[0, : len(ids)], rtol=0.01, atol=0.01)
 
 
 def test_a_stopped_run_continues_bit_for_bit(config, finetuned, tmp_path, monkeypatch):

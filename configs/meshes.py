@@ -27,12 +27,12 @@ PRESETS = {
     "seq": {"data": 1, "fsdp": 1, "seq": -1, "tensor": 1},
 }
 
-# Logical axis -> mesh axis. An axis that does not divide stays whole; the first that fits wins.
+# Logical axis -> mesh axes. An axis that does not divide stays whole; the first that fits wins.
 RULES = {
     "batch": ("data", "fsdp"),
-    "embed": "fsdp",
-    "text": "fsdp",
-    "condition": "fsdp",
+    "embed": ("fsdp", "seq"),
+    "text": ("fsdp", "seq"),
+    "condition": ("fsdp", "seq"),
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",

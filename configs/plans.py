@@ -44,6 +44,21 @@ PLANS = {
         )
         for stage in ("256", "512", "multitask", "1024")
     },
+    # 16 views at 1024 pixels: 65,536 tokens over 16 chips. Attention, which is most of it, is
+    # computed again in the backward pass, and its kernel makes the scores three times.
+    "onediffusion-views-v5p": Plan(
+        "configs/onediffusion.py:stage=multitask,mesh=seq",
+        "v5p:2x2x4",
+        settings=(
+            "data.batch_rows=1",
+            "data.num_shards=1",
+            "data.row.tokens=65536",
+            "data.row.frames=33",
+            "data.row.segments=2",
+            "data.row.text=300",
+        ),
+        min_bound=0.5,
+    ),
     "unireal-256-v5p": Plan("configs/unireal.py:stage=256", "v5p:4x4x8", settings=_DOTS),
     "unireal-256-v5p-slices": Plan(
         "configs/unireal.py:stage=256,mesh=slices2", "v5p:4x4x4", num_slices=2, settings=_DOTS

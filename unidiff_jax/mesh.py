@@ -7,6 +7,7 @@ and around attention, on the mesh that `on_mesh` puts in force.
 
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from unidiff_jax.config import Config, ConfigError
 
 AXES = ("data", "fsdp", "seq", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+KEPT = ("tensor",)
+"""Mesh axes along which a weight stays cut where it is used."""
 
 _RULES: contextvars.ContextVar[Config | None] = contextvars.ContextVar("rules", default=None)
 
@@ -78,21 +82,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def logical_spec(
     axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
 ) -> PartitionSpec:
-    """Partition of one array: an axis takes its mesh axis if it divides and is still free.
+    """Partition of one array: an axis takes its mesh axes that divide it and are still free.
 
     A vector stays whole: a thousandth of a layer's weights, in many small messages.
     """
     if sum(name != "layers" for name in axes) < 2:
         return PartitionSpec()
     used: set[str] = set()
-    spec: list[str | None] = []
+    spec: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
-        axis = rules.get(name) if name else None
-        if axis is None or axis in used or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
-            spec.append(None)
-        else:
-            used.add(axis)
-            spec.append(axis)
+        rule = rules.get(name) if name else None
+        chosen: tuple[str, ...] = ()
+        for axis in (rule,) if isinstance(rule, str) else rule or ():
+            parts = mesh.shape[axis] * math.prod(mesh.shape[other] for other in chosen)
+            if axis not in used and mesh.shape[axis] > 1 and size % parts == 0:
+                chosen = (*chosen, axis)
+        used |= set(chosen)
+        spec.append(chosen if len(chosen) > 1 else chosen[0] if chosen else None)
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
@@ -151,7 +157,7 @@ def platform() -> str:
 
 
 def gathered(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """A weight as a layer uses it: whole along `fsdp`; its gradient is scattered again.
+    """A weight as a layer uses it: whole along `fsdp` and `seq`; its gradient is scattered again.
 
     Left to itself the compiler may leave the weight where it is, and sum products of parts of it
     over all rows of the batch, which moves a hundred times as much.
@@ -164,7 +170,7 @@ def gathered(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     if mesh.empty or mesh.size == 1 or rules is None:
         return weight
     kept = logical_spec(axes, weight.shape, rules=rules, mesh=mesh)
-    used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in kept))
+    used = PartitionSpec(*(axis if axis in KEPT else None for axis in kept))
     return weight if used == kept else _moved(weight, kept, used)
 
 

@@ -39,6 +39,9 @@ def spec(axes, shape, **sizes):
             {"fsdp": 2, "tensor": 2},
             (None, "fsdp", "tensor"),
         ),
+        (("embed", "ffn"), (64, 32), {"fsdp": 2, "seq": 4}, (("fsdp", "seq"),)),
+        (("embed", "ffn"), (66, 32), {"fsdp": 2, "seq": 4}, ("fsdp",)),  # 66 % 8
+        (("embed", "ffn"), (64, 32), {"seq": 4, "tensor": 2}, ("seq", "tensor")),
         (("heads",), (4,), {"tensor": 8}, ()),
         (("unknown", None), (8, 8), {"fsdp": 8}, ()),
     ],

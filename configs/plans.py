@@ -44,8 +44,8 @@ PLANS = {
         )
         for stage in ("256", "512", "multitask", "1024")
     },
-    # 16 views at 1024 pixels: 65,536 tokens over 16 chips. Attention is most of it, and `dots` would
-    # compute it again.
+    # 16 views at 1024 pixels: 65,536 tokens over 16 chips. Attention is most of it, and `dots`
+    # would compute it again.
     "onediffusion-views-v5p": Plan(
         "configs/onediffusion.py:stage=multitask,mesh=seq",
         "v5p:2x2x4",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import shards
@@ -120,7 +120,7 @@ def _records(
             ids, mask = np.zeros((2, batch, length), np.int32)
             for row, prompt in enumerate(part):
                 ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
-            states = np.asarray(encode(ids, mask)).astype(ml_dtypes.bfloat16)
+            states = np.asarray(encode(ids, mask)).astype(jnp.bfloat16)
             for row, prompt in enumerate(part):
                 bits = np.ascontiguousarray(states[row, : len(prompt)]).view(np.uint16)
                 yield pack_blob({"states": bits}, {"schema": SCHEMA}, key=_KEY)
@@ -186,4 +186,4 @@ class TextStates:
                 "the data have changed: remove it and run launch.precompute again"
             )
         arrays, _ = unpack_blob(self._records[place], key=_KEY)
-        return arrays["states"].view(ml_dtypes.bfloat16)
+        return arrays["states"].view(jnp.bfloat16)

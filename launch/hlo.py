@@ -256,7 +256,6 @@ def _traffic(program: dict[str, list[Instruction]], i: Instruction, shapes: dict
         return 2 * _hbm(i.shape)
     if i.opcode == "dynamic-update-slice":
         return 2 * _hbm(shapes.get(i.operands[1], ""))
-    first = _shapes(i.shape)[:2]
     if i.opcode in ("slice-start", "dynamic-slice-start"):  # ((whole, ...), slice, ...)
         whole = _shapes(shapes.get(i.operands[0], ""))[:1]
         part = next((shape for shape in _shapes(i.shape) if shape[:2] != whole[0][:2]), whole[0])
@@ -270,7 +269,7 @@ def _traffic(program: dict[str, list[Instruction]], i: Instruction, shapes: dict
         return sum(reads) + _written(program[called], i)
     read = sum(_hbm(shapes.get(name, "")) for name in i.operands)
     if i.opcode == "copy-start":  # (destination, source, ...)
-        return read + _hbm("{}[{}]{}".format(*first[0]))
+        return read + _hbm("{}[{}]{}".format(*_shapes(i.shape)[0]))
     return read + _hbm(i.shape)
 
 
@@ -296,7 +295,7 @@ def _read(program: dict[str, list[Instruction]], name: str, number: int, outer: 
         if use.opcode in _SLICES and use.operands[0] in alias:
             total += _size(use.shape)
         elif use.opcode == "dynamic-update-slice" and use.operands[0] in alias:
-            pass  # in place
+            continue  # in place
         elif _called(use) in program:
             places = [k for k, operand in enumerate(use.operands) if operand in alias]
             total += sum(_read(program, _called(use), k, outer) for k in places)

@@ -344,8 +344,7 @@ def sweep(config: ConfigDict, topology: Topology) -> Numbers:
     tqdm.write(head)
     table = []
     for preset, remat, batch_rows in tqdm(tries, desc="plans", unit="plan"):
-        with config.unlocked():
-            tried = config.copy_and_resolve_references()
+        tried = config.copy_and_resolve_references()
         tried.mesh, tried.model.remat = get_mesh(preset), remat
         tried.data.batch_rows = batch_rows
         name = f"{preset:<16} {remat:<6} {batch_rows:>6}"

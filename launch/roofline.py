@@ -16,7 +16,7 @@ from launch.hlo import Collective
 from unidiff_jax.flops import Product, products
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
-from unidiff_jax.ops.splash import BLOCK, LANES
+from unidiff_jax.ops.splash import BLOCK, LANES, block_size
 from unidiff_jax.types import Batch
 
 ONCE = ("patch_embed", "sigma_embed", "text_pool", "text_embed", "text_spread", "out", "text_in")
@@ -138,7 +138,7 @@ def attention_of_others(attention: list[Product], examples: int) -> int:
 
 
 def _rounded(length: int) -> int:
-    block = min(BLOCK, -(-length // LANES) * LANES)
+    block = block_size(length)
     return -(-length // block) * block
 
 

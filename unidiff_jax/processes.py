@@ -6,6 +6,7 @@ are here: the processes find each other (`join_job`), one of them alone writes w
 """
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -100,6 +101,7 @@ ALL = DataShare(0, 1)
 """Every row: a job of one process."""
 
 
+@functools.cache
 def data_share(mesh: Mesh) -> DataShare:
     """The rows that this process's devices hold.
 

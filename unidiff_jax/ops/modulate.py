@@ -26,6 +26,9 @@ BLOCK = 128
 VMEM_BYTES = 64 * 2**20
 """What a step may use of the chip's 128 MiB of near memory."""
 
+INPUTS = ("tokens", "tokens", "index", "table", "table", "weight", "weight")
+"""Of both kernels, in order: x (or x') and y, index, gate and scale, and the norms' weights."""
+
 MODULATIONS = ("auto", "xla", "fused")
 
 
@@ -100,6 +103,11 @@ def _padded(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
 
 
+def _places(index: Int[Array, "b t"]) -> Int[Array, "b padded 1"]:
+    """The index, with -1 for padding."""
+    return _padded(index[..., None] + 1) - 1
+
+
 def _rows(index_ref, u: int) -> Float[Array, "t u"]:
     """One-hot rows of the block's tokens; a padding token has -1 and takes none."""
     columns = jax.lax.broadcasted_iota(jnp.int32, (index_ref.shape[0], u), 1)
@@ -130,27 +138,18 @@ def _forward_kernel(
 def _forward(x, y, index, gate, scale, w_out, w_in, eps, interpret):
     (b, t, d), u = x.shape, gate.shape[1]
     specs = _specs(t, u, d)
-    places = jnp.pad(index + 1, ((0, 0), (0, -t % min(BLOCK, t))))[..., None] - 1
     padded = _padded(x)
     tokens = jax.ShapeDtypeStruct(padded.shape, x.dtype)
     wide, h = pl.pallas_call(
         functools.partial(_forward_kernel, eps=eps),
         grid=(b, padded.shape[1] // min(BLOCK, t)),
-        in_specs=[
-            specs["tokens"],
-            specs["tokens"],
-            specs["index"],
-            specs["table"],
-            specs["table"],
-            specs["weight"],
-            specs["weight"],
-        ],
+        in_specs=[specs[name] for name in INPUTS],
         out_specs=[specs["tokens"], specs["tokens"]],
         out_shape=[tokens, tokens],
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
         interpret=interpret,
         name="modulate_forward",
-    )(padded, _padded(y), places, gate, scale, w_out[None], w_in[None])
+    )(padded, _padded(y), _places(index), gate, scale, w_out[None], w_in[None])
     wide, h = wide[:, :t], h[:, :t]
     return (wide, h), (wide, y, index, gate, scale, w_out, w_in)
 
@@ -214,7 +213,6 @@ def _backward(eps, interpret, saved, slopes):
     wide, y, index, gate, scale, w_out, w_in = saved
     (b, t, d), u = wide.shape, gate.shape[1]
     specs = _specs(t, u, d)
-    places = jnp.pad(index + 1, ((0, 0), (0, -t % min(BLOCK, t))))[..., None] - 1
     padded = [_padded(x) for x in (wide, y, *slopes)]
     tokens = jax.ShapeDtypeStruct(padded[0].shape, wide.dtype)
     table = jax.ShapeDtypeStruct(gate.shape, jnp.float32)
@@ -222,17 +220,7 @@ def _backward(eps, interpret, saved, slopes):
     dx, dy, d_gate, d_scale, d_w_out, d_w_in = pl.pallas_call(
         functools.partial(_backward_kernel, eps=eps),
         grid=(b, padded[0].shape[1] // min(BLOCK, t)),
-        in_specs=[
-            specs["tokens"],
-            specs["tokens"],
-            specs["index"],
-            specs["table"],
-            specs["table"],
-            specs["weight"],
-            specs["weight"],
-            specs["tokens"],
-            specs["tokens"],
-        ],
+        in_specs=[specs[name] for name in (*INPUTS, "tokens", "tokens")],
         out_specs=[
             specs["tokens"],
             specs["tokens"],
@@ -245,7 +233,7 @@ def _backward(eps, interpret, saved, slopes):
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
         interpret=interpret,
         name="modulate_backward",
-    )(padded[0], padded[1], places, gate, scale, w_out[None], w_in[None], *padded[2:])
+    )(padded[0], padded[1], _places(index), gate, scale, w_out[None], w_in[None], *padded[2:])
     return (
         dx[:, :t],
         dy[:, :t],

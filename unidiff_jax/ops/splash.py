@@ -40,7 +40,7 @@ def splash_attention(
       interpret: run the kernel as ordinary operations, on any device.
     """
     num_queries = q.shape[1]
-    q_block, kv_block = _block(q.shape[1]), _block(k.shape[1])
+    q_block, kv_block = block_size(q.shape[1]), block_size(k.shape[1])
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     q, q_segment = _pad(q, q_block), _pad(q_segment, q_block)
     k, v, kv_segment = (_pad(x, kv_block) for x in (k, v, kv_segment))
@@ -127,7 +127,8 @@ def _table(meet: Bool[Array, "i j"], *, axis: int) -> mask_info.MaskInfo:
     )
 
 
-def _block(length: int) -> int:
+def block_size(length: int) -> int:
+    """Tokens of a block of a row; the row is padded to a multiple of it."""
     return min(BLOCK, -(-length // LANES) * LANES)
 
 

@@ -166,9 +166,10 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
         source = make_miniworld(config, split="train")
         count = min(len(source), TOKENIZER_RECORDS)
         texts = sorted({text for i in range(count) for text in prompts(source[i])})
-        words = sorted({mix.task.prompt.split()[0] for mix in parse_mixture(config.data.tasks)})
-        if prompt_style(config) != "token":
-            words = list(FRAME_NAMES)
+        style = prompt_style(config)
+        words = [] if style == "token" else list(FRAME_NAMES)
+        if style in ("token", "short"):
+            words += sorted({mix.task.token(style) for mix in parse_mixture(config.data.tasks)})
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
     return Tokenizer(folder)
 
@@ -193,6 +194,8 @@ def make_maker(
         shift=config.data.shift,
         style=prompt_style(config),
         roles=config.data.get("roles", True),
+        guidance=config.data.get("guidance", "frames"),
+        visual_dropout=config.data.get("visual_dropout", 0.0),
     )
 
 

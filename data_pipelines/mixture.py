@@ -14,10 +14,22 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from data_pipelines.identity import IdentityEncoder
 from unidiff_jax.config import ConfigError
-from unidiff_jax.frames import CODECS, FRAME_COLUMNS, PLANS, Example, make_example
+from unidiff_jax.frames import (
+    CODECS,
+    FRAME_COLUMNS,
+    GUIDANCE,
+    PLANS,
+    Example,
+    Guide,
+    fit_mask,
+    frame_names,
+    made_alone,
+    make_example,
+)
 from unidiff_jax.models.autoencoder import Autoencoder
-from unidiff_jax.tasks import TASKS, Task
+from unidiff_jax.tasks import PLACEHOLDER, TASKS, FrameSpec, Task
 from unidiff_jax.text import END, Encoded, Tokenizer
 from unidiff_jax.types import Role
 
@@ -71,6 +83,11 @@ class ExampleMaker:
       shift: resolution shift of the noise levels.
       style: of the prompts, one of `tasks.STYLES`.
       roles: whether frames keep their roles; without, all have `Role.NONE`.
+      guidance: how given pictures condition, one of `frames.GUIDANCE`.
+      visual_dropout: with guidance on channels, the share of the empty prompts whose channels are
+        empty too, for the guidance of pictures.
+      identity: features of reference objects, which then replace the words that name them; None
+        where references are frames.
       text_states: states (s, e) of token ids (`text_states.TextStates`), which then go into
         examples beside the ids; None where the step encodes.
     """
@@ -83,7 +100,20 @@ class ExampleMaker:
     shift: float = 1.0
     style: str = "token"
     roles: bool = True
+    guidance: str = "frames"
+    visual_dropout: float = 0.0
+    identity: IdentityEncoder | None = None
     text_states: Callable[[Sequence[int]], np.ndarray] | None = None
+
+    def __post_init__(self):
+        if self.guidance not in GUIDANCE:
+            raise ConfigError(
+                f"data.guidance={self.guidance!r} is unknown; one of {', '.join(GUIDANCE)}"
+            )
+
+    def in_rows(self, task: Task) -> Task:
+        """The task with the frames that have tokens."""
+        return task if self.guidance == "frames" else made_alone(task)
 
     def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
         """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
@@ -107,30 +137,34 @@ class ExampleMaker:
         prompt: str | None = None,
         cut: bool = False,
         shift: float = 1.0,
+        guided: bool = True,
     ) -> Example:
         """One example.
 
         Args:
           task: the task.
-          item: its fields.
+          item: its fields; with guidance on channels, also the task's `region` where it has one.
           example_id: stable identity.
           plan: noise plan (`frames.PLANS`).
           prompt: in place of the task's template; "" is the dropped caption.
           cut: whether a prompt that is too long is cut; otherwise it raises ValueError.
           shift: of the noise levels, times the maker's.
+          guided: False leaves the channels empty.
+
+        Raises:
+          ValueError: the prompt is too long, or names no place for a reference object.
         """
-        latents, stds = item.get("latents"), item.get("stds")
-        if latents is None:
-            latents = [
-                self.autoencoder.encode(CODECS[frame.codec].draw(value))
-                for frame, value in task.fill(item)
-            ]
         prompt = task.write(item, style=self.style) if prompt is None else prompt
-        text = self.encode_prompt(prompt, cut=cut)
+        text = self.encode_prompt(name_places(prompt, task), cut=cut)
+        if self.guidance == "channels":
+            free = cut or not prompt
+            parts = self._on_channels(task, item, text, guided=guided, free=free)
+        else:
+            latents = item.get("latents") or self._encode(task.fill(item))
+            parts = {"latents": latents, "stds": item.get("stds")}
         example = make_example(
-            task,
-            latents=latents,
-            stds=stds,
+            self.in_rows(task),
+            **parts,
             text_ids=text.ids,
             text_names=text.names,
             text_states=None if self.text_states is None else self.text_states(text.ids),
@@ -143,6 +177,60 @@ class ExampleMaker:
             example["frame_table"][:, FRAME_COLUMNS.index("role")] = Role.NONE
         return example
 
+    def _encode(self, filled: Sequence[tuple[FrameSpec, Any]]) -> list[np.ndarray]:
+        return [self.autoencoder.encode(CODECS[frame.codec].draw(v)) for frame, v in filled]
+
+    def _on_channels(
+        self, task: Task, item: Item, text: Encoded, *, guided: bool, free: bool
+    ) -> dict[str, Any]:
+        """Arguments of `make_example` with guidance on channels.
+
+        Args:
+          task: the task.
+          item: its fields.
+          text: its prompt.
+          guided: whether the channels are filled.
+          free: whether the prompt may lack the name of a reference object.
+        """
+        encoded = item.get("latents")
+        values = encoded or [value for _, value in task.fill(item)]
+        frames = task.sequence(len(values))
+        made = [i for i, frame in enumerate(frames) if frame.field in task.generate]
+        assets = [i for i, frame in enumerate(frames) if frame.role == Role.ASSET]
+        given = [i for i in range(len(frames)) if i not in (*made, *assets)]
+
+        def latents(chosen: Sequence[int]) -> list[np.ndarray]:
+            if encoded:
+                return [encoded[i] for i in chosen]
+            return self._encode([(frames[i], values[i]) for i in chosen])
+
+        parts: dict[str, Any] = {"latents": latents(made)}
+        if item.get("stds"):
+            parts["stds"] = [item["stds"][i] for i in made]
+        blank = np.zeros_like(parts["latents"][0])
+        parts["guide"] = Guide(blank, blank[..., 0])
+        if guided:
+            grid = blank.shape[:2]
+            mask = fit_mask(item[task.region], grid=grid) if task.region else np.ones(grid)
+            parts["guide"] = Guide(latents(given)[0] if given else blank, mask)
+        if self.identity is None:
+            if assets:
+                raise ConfigError(
+                    "reference objects need data.identity with guidance on channels; for example "
+                    "--set data.identity.encoder=pixels"
+                )
+            return parts
+        names = [frame_names(task, len(frames))[i] for i in assets]
+        missing = [name for name in names if name not in text.names]
+        if missing and not free:
+            raise ValueError(f"the prompt names no IMG{missing[0]}, nor {PLACEHOLDER} for it")
+        number = {name: place for place, name in enumerate(names, start=1)}
+        features = item.get("features") or [self.identity(values[i][None])[0] for i in assets]
+        return parts | {
+            "assets": np.asarray(features, np.float32).reshape(-1, self.identity.dim),
+            "text_assets": [number.get(name, 0) for name in text.names],
+        }
+
     def training_example(
         self, source: Source, mix: TaskMix, record: Any, index: int, rng: np.random.Generator
     ) -> Example | None:
@@ -151,6 +239,7 @@ class ExampleMaker:
         if item is None:
             return None
         dropped = rng.random() < self.caption_dropout
+        unguided = dropped and rng.random() < self.visual_dropout
         example = self.example(
             mix.task,
             item,
@@ -159,9 +248,26 @@ class ExampleMaker:
             prompt="" if dropped else None,
             cut=True,
             shift=mix.shift,
+            guided=not unguided,
         )
         example["loss_mask"] = example["loss_mask"] * np.float32(mix.loss_weight)
         return example
+
+
+def name_places(prompt: str, task: Task) -> str:
+    """The prompt with the names of the task's reference frames in place of `PLACEHOLDER`, in order.
+
+    Example:
+      >>> name_places("<p> in the snow", get_task("insert"))
+      'IMG2 in the snow'
+    """
+    count = len(task.frames) + prompt.count(PLACEHOLDER) * task.repeats
+    names = frame_names(task, count)
+    frames = task.sequence(count)
+    for frame, name in zip(frames, names, strict=True):
+        if frame.role == Role.ASSET and name:
+            prompt = prompt.replace(PLACEHOLDER, f"IMG{name}", 1)
+    return prompt
 
 
 def stable_id(task: Task, index: int) -> int:

@@ -45,10 +45,15 @@ def cover(
     picture: UInt8[np.ndarray, "h w 3"], masks: Sequence[Bool[np.ndarray, "h w"]]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with grey boxes over things."""
-    covered = picture.copy()
+    return np.where(boxes(masks)[..., None], np.uint8(HOLE_GREY), picture)
+
+
+def boxes(masks: Sequence[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"]:
+    """The bounding boxes of masks, filled; at least one mask."""
+    filled = np.zeros(masks[0].shape, bool)
     for mask in masks:
-        covered[box_of(mask)] = HOLE_GREY
-    return covered
+        filled[box_of(mask)] = True
+    return filled
 
 
 def draw_things(things: Sequence[_Thing], rng: np.random.Generator, *, most: int) -> list[_Thing]:

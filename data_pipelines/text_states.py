@@ -21,7 +21,7 @@ import numpy as np
 from data_pipelines import shards
 from data_pipelines.blobs import pack_blob, unpack_blob
 from data_pipelines.encoded import EncodedSource
-from data_pipelines.mixture import ExampleMaker, TaskMix
+from data_pipelines.mixture import ExampleMaker, TaskMix, name_places
 from data_pipelines.shards import ShardError
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
@@ -61,7 +61,7 @@ def all_prompts(
             choices = [[t] if isinstance(t, str) else t for t in record.texts.values()]
             for texts in itertools.product(*choices):
                 item = dict(zip(record.texts, texts, strict=True)) | {"tags": record.tags}
-                yield from fresh(mix.task.write(item, style=maker.style))
+                yield from fresh(name_places(mix.task.write(item, style=maker.style), mix.task))
 
 
 def write_states(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unidiff_jax import flow
-from unidiff_jax.frames import Example, RowSize, make_example, pack_rows
+from unidiff_jax.frames import Example, Guide, RowSize, make_example, pack_rows
 from unidiff_jax.mesh import make_mesh
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
@@ -70,6 +70,24 @@ def example(
         patch=PATCH,
         plan=plan,
         shift=shift,
+    )
+
+
+def guided_example(number: int, *, sides: tuple[int, int] = (2, 2), width: int = 5) -> Example:
+    """A picture with a guide on its channels and one asset of `width` features, which replaces the
+    first word.
+    """
+    rng = np.random.default_rng([number, 7])
+    shape = (sides[0] * PATCH, sides[1] * PATCH, CHANNELS)
+    return make_example(
+        get_task("text_to_image"),
+        latents=[rng.uniform(-1, 1, shape).astype(np.float32)],
+        text_ids=[*rng.integers(2, TEXT.vocab_size, 2).tolist(), 1],
+        text_assets=[1, 0, 0],
+        assets=rng.standard_normal((1, width)).astype(np.float32),
+        guide=Guide(rng.uniform(-1, 1, shape), rng.uniform(0, 1, shape[:2])),
+        example_id=number,
+        patch=PATCH,
     )
 
 

@@ -98,7 +98,7 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
     d, m, e, layers = c.hidden_dim, c.condition_dim, c.text_dim, c.depth
     kv = c.num_kv_heads * c.head_dim
     # once a batch
-    yield Product("patch_embed", b * t * p * d, operands=1)
+    yield Product("patch_embed", b * t * (p + c.guidance_dim) * d, operands=1)
     yield Product("sigma_embed.hidden", b * u * 256 * m, operands=1)
     yield Product("sigma_embed.out", b * u * m * m)
     yield Product("text_pool", b * s * g * e, operands=int(trained_text))
@@ -107,17 +107,23 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
     yield Product("out_scale", b * u * m * d)
     yield Product("out_scale.spread", b * t * u * d, operands=1)
     yield Product("out", b * t * d * p)
-    if c.fusion == "joint":
+    if c.asset_dim and batch.asset_features is not None:
+        a = batch.asset_features.shape[1]
+        yield Product("asset_in", b * a * c.asset_dim * e, operands=1)
+        yield Product("asset_in.spread", b * s * a * e, operands=1)
+    if c.fusion != "cross":
         yield Product("text_in", b * s * e * d, operands=1 + int(trained_text))
         yield Product("role_embed", b * u * (len(Role) - 1) * d, operands=1)
         yield Product("name_embed", b * (u + s) * 2 * MAX_NAMES * d, operands=1)
         yield Product("frames.spread", b * t * u * d, operands=1)
     # once a block
-    yield Product("modulation", b * u * m * 4 * d, count=layers)
+    modulations = 1 if c.shared_modulation else layers
+    yield Product("modulation", b * u * m * 4 * d, count=modulations)
     yield Product("modulation.spread", b * t * u * 4 * d, operands=1, count=layers)
-    if c.fusion == "joint":
-        yield Product("modulation.text", b * g * m * 4 * d, count=layers)
-        yield Product("modulation.text_spread", b * s * g * 4 * d, operands=1, count=layers)
+    if c.fusion != "cross":
+        rows = g if c.fusion == "joint" else u  # text modulated by example, or by frame
+        yield Product("modulation.text", b * rows * m * 4 * d, count=modulations)
+        yield Product("modulation.text_spread", b * s * rows * 4 * d, operands=1, count=layers)
         yield Product("attention.projections", b * (t + s) * d * (2 * d + 2 * kv), count=layers)
         yield Product("attention", 2 * b * (t + s) ** 2 * d // examples, count=layers)
         yield Product("ffn", 3 * b * (t + s) * d * c.ffn_dim, count=layers)

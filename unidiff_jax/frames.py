@@ -9,6 +9,7 @@ Inside a token the channel is the fastest axis (patch row, patch column, channel
 official OneDiffusion code.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Float
 
 from unidiff_jax.tasks import Task
 from unidiff_jax.text import MAX_NAMES
-from unidiff_jax.types import AnyArray, Batch
+from unidiff_jax.types import AnyArray, Batch, Kind, Role
 
 MAX_PATCHES = 1024
 """At most this many patches a side and frames an example, so that a position packs into 30 bits."""
@@ -101,7 +102,17 @@ Example = dict[str, np.ndarray]
     text_ids     (s,)   int32
     text_name    (s,)   int32      name that the word says (`frame_names`)
     text_states  (s, e) bfloat16   states of the text encoder, or (s, 0) where the step encodes
+    visual       (t, p) float32    latents of the picture that guides each place, or (t, 0)
+    mask         (t, m) float32    share of each latent pixel that is to be made, or (t, 0)
+    text_asset   (s,)   int32      number of the asset whose features replace the word; 0 for none
+    asset_table  (a, w) float32    features of the assets, or (a, 0)
+
+With guidance on channels (`GUIDANCE`) only generated frames have tokens.
 """
+
+GUIDANCE = ("frames", "channels")
+"""How given pictures condition: as clean frames of the sequence (OneDiffusion, UniReal), or on the
+channels of the frames that are made, at no cost in tokens (UniVG)."""
 
 PLANS = ("clean", "independent", "shared")
 """Noise plans of a task in training: conditions stay clean and only generated frames are noised and
@@ -121,6 +132,9 @@ def make_example(
     shift: float = 1.0,
     stds: Sequence[np.ndarray] | None = None,
     text_states: np.ndarray | None = None,
+    guide: "Guide | None" = None,
+    assets: np.ndarray | None = None,
+    text_assets: Sequence[int] | None = None,
 ) -> Example:
     """Makes the flat arrays of one example.
 
@@ -136,17 +150,20 @@ def make_example(
       stds: standard deviations where `latents` are the means of posteriors; None where they are
         the latents.
       text_states: (s, e) states of the prompt; None where the step encodes it.
+      guide: what stands on the channels of every frame; None for no such channels.
+      assets: (a, w) features of reference pictures; None for none.
+      text_assets: of each text token, the number (1 and up) of the asset that replaces its state.
 
     Raises:
       ValueError: another number of frames than the task has, a frame that does not divide into
-        patches or has too many, no text, or no such plan.
+        patches or has too many, a guide of another size, no text, or no such plan.
     """
     if plan not in PLANS:
         raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
     if not len(text_ids):
         raise ValueError("an example needs at least one text token")
     names = frame_names(task, len(latents))
-    tokens, index, mask, table = [], [], [], []
+    tokens, index, mask, table, visual, made = [], [], [], [], [], []
     for number, (spec, latent) in enumerate(zip(task.sequence(len(latents)), latents, strict=True)):
         generated = spec.field in task.generate and number < len(task.frames)
         given = plan == "clean" and not generated
@@ -160,6 +177,14 @@ def make_example(
             np.arange(len(patches), dtype=np.int32), np.int32(latent.shape[1] // patch)
         )
         frame = np.full_like(y, number)
+        if guide is not None:
+            if guide.visual.shape != latent.shape or guide.mask.shape != latent.shape[:2]:
+                raise ValueError(
+                    f"a guide of {guide.visual.shape} and a mask of {guide.mask.shape} do not fit "
+                    f"a frame of {latent.shape}"
+                )
+            visual.append(patchify(guide.visual, patch=patch))
+            made.append(patchify(guide.mask[..., None], patch=patch))
         tokens.append(patches)
         index.append(np.stack([frame, frame, y, x], axis=1))
         mask.append(np.full(len(patches), not given, np.float32))
@@ -183,7 +208,65 @@ def make_example(
         "text_states": np.zeros((len(text_ids), 0), np.float32)
         if text_states is None
         else text_states,
+        "visual": _columns(visual, rows=len(means)),
+        "mask": _columns(made, rows=len(means)),
+        "text_asset": np.asarray(text_assets or [0] * len(text_ids), np.int32),
+        "asset_table": _columns([] if assets is None else [assets], rows=0),
     }
+
+
+def _columns(parts: Sequence[np.ndarray], *, rows: int) -> np.ndarray:
+    """The parts one below the other; without any, `rows` rows of no columns."""
+    if not parts:
+        return np.zeros((rows, 0), np.float32)
+    return np.concatenate(parts).astype(np.float32, copy=False)
+
+
+class Guide(NamedTuple):
+    """What stands on the channels of a frame that is made (UniVG, figure 2).
+
+    Attributes:
+      visual: (h, w, c) latents of the given picture; zeros for none.
+      mask: (h, w) share of each latent pixel that is to be made: 1 is made, 0 is kept as in the
+        given picture. One polarity everywhere: a hole is 1, and without a hole all is 1.
+    """
+
+    visual: Float[np.ndarray, "h w c"]
+    mask: Float[np.ndarray, "h w"]
+
+
+def fit_mask(mask: np.ndarray, *, grid: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """A bool map over pixels as shares over latent pixels (box average).
+
+    Raises:
+      ValueError: the map is no multiple of the grid.
+    """
+    (height, width), (rows, columns) = mask.shape, grid
+    if height % rows or width % columns:
+        raise ValueError(f"a mask of {mask.shape} does not fit latents of {grid}")
+    cut = mask.astype(np.float32).reshape(rows, height // rows, columns, width // columns)
+    return cut.mean(axis=(1, 3))
+
+
+def made_alone(task: Task) -> Task:
+    """The task with the frames that it makes and no others, for guidance on channels.
+
+    Raises:
+      ValueError: it is given several pictures beside assets, or makes any number of frames.
+    """
+    frames = tuple(frame for frame in task.frames if frame.field in task.generate)
+    given = [f for f in task.frames if f not in frames and f.role != Role.ASSET]
+    if len(given) > 1 or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
+        raise ValueError(
+            f"task {task.name!r} cannot be guided on channels, which hold one picture; "
+            "data.guidance='frames' can"
+        )
+    return dataclasses.replace(task, frames=frames, repeats=0)
+
+
+def _repeats_made(task: Task) -> bool:
+    repeated = task.frames[len(task.frames) - task.repeats :]
+    return any(frame.role != Role.ASSET for frame in repeated)
 
 
 def frame_names(task: Task, count: int) -> list[int]:
@@ -220,6 +303,10 @@ class RowSize(NamedTuple):
             "text_ids": self.text,
             "text_name": self.text,
             "text_states": self.text,
+            "visual": self.tokens,
+            "mask": self.tokens,
+            "text_asset": self.text,
+            "asset_table": self.frames - 1,
         }
 
 
@@ -234,18 +321,17 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
     token_segment = packed["tokens_segment_ids"]
     text_segment = packed["text_ids_segment_ids"]
     segments = len(packed["segment_table"])
-    # first frame of each example in the packed table; padding (0) is told apart below
-    first = np.searchsorted(
-        np.where(frame_segment, frame_segment, segments + 1), np.arange(segments + 2)
-    )
+    # padding (0) is told apart below
+    first = _first_places(frame_segment, segments)
     frame = packed["token_index"][:, 0] + first[token_segment] + 1
     table = packed["frame_table"].T
     columns = {k: _pad_front(table[i]) for i, k in enumerate(FRAME_COLUMNS)}
-    first_text = np.searchsorted(
-        np.where(text_segment, text_segment, segments + 1), np.arange(segments + 2)
-    )
-    position = np.arange(len(text_segment)) - first_text[text_segment]
+    position = np.arange(len(text_segment)) - _first_places(text_segment, segments)[text_segment]
     has_states = packed["text_states"].shape[-1] > 0
+    has_guide, has_assets = (packed[name].shape[-1] > 0 for name in ("visual", "asset_table"))
+    first_asset = _first_places(packed["asset_table_segment_ids"], segments)
+    asset = packed["text_asset"]
+    asset = np.where(asset > 0, asset + first_asset[text_segment], 0).astype(np.int32)
     return Batch(
         tokens=packed["tokens"],
         token_std=packed["token_std"] if packed["token_std"].shape[-1] else None,
@@ -263,12 +349,21 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         text_name=packed["text_name"],
         text_segment=text_segment.astype(np.int32),
         text_position=np.where(text_segment, position, 0).astype(np.int32),
+        visual=packed["visual"] if has_guide else None,
+        mask=packed["mask"] if has_guide else None,
+        text_asset=asset if has_assets else None,
+        asset_features=_pad_front(packed["asset_table"]) if has_assets else None,
         **columns,
     )
 
 
+def _first_places(ids: np.ndarray, segments: int) -> np.ndarray:
+    """Where each example (0: padding) begins in a packed array with these example numbers."""
+    return np.searchsorted(np.where(ids, ids, segments + 1), np.arange(segments + 2))
+
+
 def _pad_front(column: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, column.dtype), column])
+    return np.concatenate([np.zeros((1, *column.shape[1:]), column.dtype), column])
 
 
 class Placed(NamedTuple):

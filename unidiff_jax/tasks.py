@@ -12,7 +12,8 @@ Prompts are format strings over the item's fields, in one of two styles (`STYLES
 (OneDiffusion) begins with the task's token. `context` (UniReal section 3.1) has three parts: tags
 that say what kind of example it is and are shared by tasks on purpose, a base prompt in plain words
 that calls frames by name (IMG1, RES1: `frames.frame_names`), and the frames' roles, which are
-embeddings and not words. `base` is that without the tags.
+embeddings and not words. `base` is that without the tags. `short` (UniVG) is the style `token` with
+a short name in angle brackets in place of the token, which differs for both directions of a pair.
 """
 
 import dataclasses
@@ -22,8 +23,11 @@ from typing import Any
 
 from unidiff_jax.types import Kind, Role
 
-STYLES = ("token", "context", "base")
+STYLES = ("token", "context", "base", "short")
 """How prompts are written."""
+
+PLACEHOLDER = "<p>"
+"""In any prompt, the next reference object (UniVG); the same as the name of its frame."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,9 @@ class Task:
       prompt: format string over the item's text fields, in the style `token`.
       base: the same in the style `context`.
       tags: of the style `context`; an item may add its own in a field `tags`.
+      short: its name in the style `short`; empty is `name`.
+      region: field of the bool map that is true where the picture is to be made, for guidance on
+        channels (`frames.Guide`); empty: everywhere.
       metric: primary metric in the miniature's evaluation.
       title: for tables and pages.
       repeats: so many frames at the end may come any number of times, such as reference objects,
@@ -71,6 +78,8 @@ class Task:
     title: str
     base: str
     tags: tuple[str, ...] = ()
+    short: str = ""
+    region: str = ""
     repeats: int = 0
 
     def sequence(self, count: int) -> tuple[FrameSpec, ...]:
@@ -121,16 +130,26 @@ class Task:
         """
         if style not in STYLES:
             raise ValueError(f"prompt style {style!r} is unknown; one of {', '.join(STYLES)}")
-        for part, given, styles in (("base prompt", base, STYLES[1:]), ("tags", tags, STYLES[1:2])):
+        for part, given, styles in (
+            ("base prompt", base, ("context", "base")),
+            ("tags", tags, ("context",)),
+        ):
             if given is not None and style not in styles:
                 raise ValueError(f"prompts of the style {style!r} have no {part}")
         if style == "token":
             return self.prompt.format_map(item).strip()
+        if style == "short":
+            words = self.prompt.partition("]]")[2].format_map(item)
+            return f"{self.token(style)}{words}".strip()
         base = (self.base.format_map(item) if base is None else base).strip()
         if style == "base":
             return base
         tags = [*self.tags, *item.get("tags", ())] if tags is None else tags
         return f"{', '.join(tags)}: {base}" if tags else base
+
+    def token(self, style: str) -> str:
+        """The word by which a prompt of the style `token` or `short` begins."""
+        return f"<{self.short or self.name}>" if style == "short" else self.prompt.split()[0]
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -191,6 +210,7 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE,),
             generate=("image",),
             prompt="[[text2image]] {caption}",
+            short="t2i",
             base="{caption}",
             metric="caption_match",
         ),
@@ -234,6 +254,7 @@ TASKS: dict[str, Task] = {
             frames=(_EDITED, _SOURCE),
             generate=("edited",),
             prompt="[[image_editing]] {instruction}",
+            short="ie",
             base="{instruction} in IMG1",
             tags=("static scenario",),
             metric="edit_gain",
@@ -255,6 +276,7 @@ TASKS: dict[str, Task] = {
             frames=(_IMAGE, _LAYOUT),
             generate=("image",),
             prompt="[[boundingbox2image]] {caption}",
+            short="lg",
             base="{caption}, in the boxes of IMG1",
             tags=("with control map",),
             metric="silhouette_iou",
@@ -267,6 +289,7 @@ TASKS: dict[str, Task] = {
             generate=("image",),
             prompt="[[image_inpainting]] {caption}",
             base="{caption}, filling the hole in IMG1",
+            region="hole",
             tags=("static scenario",),
             metric="hole_psnr",
         ),
@@ -335,6 +358,7 @@ TASKS: dict[str, Task] = {
             generate=("later",),
             prompt="[[subject_driven]] {references} into the hole of the picture",
             base="put {references} into the hole of IMG1",
+            region="hole",
             tags=("with reference object", "static scenario"),
             metric="identity",
             repeats=1,
@@ -360,6 +384,17 @@ TASKS: dict[str, Task] = {
             base="{instruction} in IMG1; and in RES2 the mask of what changes",
             tags=("static scenario", "perception task"),
             metric="edit_gain",
+        ),
+        Task(
+            id=22,
+            name="pose",
+            title="Image to pose",
+            frames=(_IMAGE, _POSE),
+            generate=("pose",),
+            prompt="[[pose2image]]",
+            base="the pose map of IMG1",
+            tags=("perception task",),
+            metric="psnr",
         ),
     )
 }

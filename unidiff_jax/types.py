@@ -10,7 +10,8 @@ Axis letters, used in every shape annotation of the project:
     b  batch rows            f  rows of the frame table       d  model width
     t  image tokens a row    g  rows of the segment table     h  heads
     s  text tokens a row     u  rows of the noise table       k  head dimension
-    p  patch channels        l  layers                        e  text width
+    a  rows of asset table   l  layers                        e  text width
+    p  patch channels        m  latent pixels of a patch
 
 Row 0 of the frame table and of the segment table is padding: a token, frame or text token that
 points to 0 belongs to nobody. Noise direction: sigma = 1 is noise, sigma = 0 is clean data (see
@@ -81,6 +82,11 @@ class Batch:
       text_name: the frame name that the word says, as in `name`; for `fusion="joint"`.
       token_std: standard deviations of the posteriors whose means `tokens` holds; the step draws
         the latents (`flow.draw_latents`).
+      visual: latents of the picture that guides each token's place; zeros for none.
+      mask: 1 where the picture is to be made, 0 where `visual` is to be kept.
+      text_asset: the row of the asset table whose features take the place of the text token's
+        state; 0 for none.
+      asset_features: what an identity encoder says of each asset; row 0 is none.
     """
 
     tokens: Float[Array, "b t p"]
@@ -107,6 +113,11 @@ class Batch:
     text_name: Int[Array, "b s"] | None = None
 
     token_std: Float[Array, "b t p"] | None = None
+
+    visual: Float[Array, "b t p"] | None = None
+    mask: Float[Array, "b t m"] | None = None
+    text_asset: Int[Array, "b s"] | None = None
+    asset_features: Float[Array, "b a width"] | None = None
 
     @property
     def token_segment(self) -> Int[Array, "b t"]:

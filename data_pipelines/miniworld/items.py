@@ -106,7 +106,8 @@ class MiniWorldSource:
         """Fields for a task, with random choices from `rng`; None where the record has none.
 
         Beside the task's own fields an item holds `record`, and what evaluation needs to score it:
-        `object` (the id that the text is about), `edit` (the edit's dict), `hole` (bool mask).
+        `object` (the id that the text is about), `edit` (the edit's dict), `hole` (bool mask under
+        grey boxes).
         """
         fields = {frame.field for frame in task.frames}
         item: dict[str, Any] = {"record": record}
@@ -166,6 +167,7 @@ class MiniWorldSource:
             if has_canvas:
                 masks = [record.instance[last] == body["id"] for body in found]
                 item["canvas"] = objects.cover(record.rgb[last], masks)
+                item["hole"] = objects.boxes(masks)
         return item
 
 
@@ -186,9 +188,7 @@ def cut_hole(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Base picture with a grey box around one object, and the box as a mask."""
     body = _choose(record.scenes[0]["objects"], rng)
     mask = record.instance[0] == body["id"]
-    hole = np.zeros(mask.shape, bool)
-    hole[objects.box_of(mask)] = True
-    return objects.cover(record.rgb[0], [mask]), hole
+    return objects.cover(record.rgb[0], [mask]), objects.boxes([mask])
 
 
 def cut_out(record: Record, image: int, body: int) -> np.ndarray:

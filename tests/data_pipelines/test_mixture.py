@@ -11,6 +11,7 @@ from data_pipelines.miniworld import items, language
 from data_pipelines.miniworld.items import MiniWorldSource, nearness, to_depth
 from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
 from unidiff_jax.config import ConfigError
+from unidiff_jax.frames import CODECS, patchify, unpatchify
 from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.tasks import TASKS, get_task
 from unidiff_jax.text import END, MAX_NAMES
@@ -368,3 +369,118 @@ def test_references_become_frames_of_an_example(source, make):
         plain = make(patch=4, roles=False, max_text=120)
         table = plain.example(get_task("customize"), item, example_id=1)["frame_table"]
         assert not table[:, 1].any()
+
+
+# ---------------------------------------------------------------------------- guidance on channels
+
+
+class Means:
+    """An identity encoder: the mean colour of a picture."""
+
+    dim = 3
+
+    def __call__(self, pictures):
+        return pictures.mean(axis=(1, 2), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def guided(make):
+    settings = {"guidance": "channels", "style": "short", "identity": Means()}
+    return make(autoencoder=SpaceToDepth(downscale=2), patch=2, max_text=99, **settings)
+
+
+def first(source, task):
+    return next(item for _, item in found(source, task))
+
+
+def channels(maker, task, item, **settings):
+    example = maker.example(get_task(task), item, example_id=1, **settings)
+    return example, example["visual"], example["mask"]
+
+
+def test_channels_hold_the_given_picture_and_only_made_frames_have_tokens(source, guided):
+    item = first(source, "edit")
+    example, visual, mask = channels(guided, "edit", item)
+    encoded = SpaceToDepth(downscale=2).encode(CODECS["rgb"].draw(item["source"]))
+    np.testing.assert_array_equal(visual, patchify(encoded, patch=2))
+    target = SpaceToDepth(downscale=2).encode(CODECS["rgb"].draw(item["edited"]))
+    np.testing.assert_array_equal(example["tokens"], patchify(target, patch=2))
+    assert example["frame_table"].shape == (1, 5) and example["frame_table"][0, 3] == 0
+    assert (mask == 1).all() and mask.shape == (64, 4)
+
+
+def test_without_a_given_picture_the_channels_say_make_everything(source, guided):
+    _, visual, mask = channels(guided, "text_to_image", first(source, "text_to_image"))
+    assert not visual.any() and (mask == 1).all()
+    item = first(source, "edit")
+    _, visual, mask = channels(guided, "edit", item, guided=False)
+    assert not visual.any() and not mask.any()
+
+
+def test_a_mask_is_one_where_the_picture_is_to_be_made(source, guided):
+    for task in ("inpaint", "insert"):
+        item = first(source, task)
+        _, visual, mask = channels(guided, task, item)
+        places = unpatchify(mask, patch=2, grid=(8, 8))[..., 0]
+        hole = item["hole"].reshape(16, 2, 16, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(places, hole, atol=1e-6)
+        assert 0 < places.mean() < 1
+        canvas = item["holed" if task == "inpaint" else "canvas"]
+        shown = SpaceToDepth(downscale=2).decode(unpatchify(visual, patch=2, grid=(8, 8)))
+        np.testing.assert_allclose(shown, CODECS["rgb"].draw(canvas), atol=1e-6)
+
+
+def test_features_of_references_take_the_place_of_their_names(source, guided):
+    item = next(i for _, i in found(source, "customize") if len(i["assets"]) == 2)
+    example, _, _ = channels(guided, "customize", item)
+    np.testing.assert_allclose(example["asset_table"], Means()(np.stack(item["assets"])))
+    # every piece of a name, where the vocabulary cuts it
+    np.testing.assert_array_equal(example["text_asset"], example["text_name"])
+    assert set(example["text_name"].tolist()) == {0, 1, 2}
+    # an insertion's first given frame is its canvas, on the channels
+    item = first(source, "insert")
+    example, _, _ = channels(guided, "insert", item, prompt="put <p> there")
+    np.testing.assert_array_equal(example["text_asset"], example["text_name"] == 2)
+    assert example["text_asset"].any()
+    dropped, _, _ = channels(guided, "insert", item, prompt="")
+    assert not dropped["text_asset"].any() and len(dropped["asset_table"]) == 1
+
+
+def test_what_channels_cannot_hold(source, guided, make):
+    item = first(source, "customize")
+    with pytest.raises(ValueError, match="the prompt names no IMG1, nor <p>"):
+        channels(guided, "customize", item, prompt="two things")
+    with pytest.raises(ValueError, match="'multiview' cannot be guided on channels"):
+        guided.in_rows(get_task("multiview"))
+    alone = make(autoencoder=SpaceToDepth(downscale=2), patch=2, max_text=99, guidance="channels")
+    with pytest.raises(ConfigError, match=r"data\.identity\.encoder=pixels"):
+        channels(alone, "customize", item)
+    with pytest.raises(ConfigError, match="'rows' is unknown; one of frames, channels"):
+        make(guidance="rows")
+
+
+def test_some_dropped_prompts_drop_their_channels_too(make):
+    settings = {"guidance": "channels", "caption_dropout": 0.5, "visual_dropout": 0.5}
+    tasks = {"depth": {"weight": 1.0}}
+    examples = take(stream(make(**settings), tasks=tasks), 400)
+    dropped = np.asarray([len(e["text_ids"]) == 1 for e in examples])
+    empty = np.asarray([not e["mask"].any() for e in examples])
+    assert not (empty & ~dropped).any()
+    assert 0.4 < empty[dropped].mean() < 0.6
+
+
+def test_short_prompts_tell_both_directions_of_a_pair_apart():
+    words = {"caption": "a red cube", "instruction": "remove it"}
+    written = [
+        get_task(name).write(words, style="short")
+        for name in ("text_to_image", "edit", "depth", "depth_to_image", "layout_to_image")
+    ]
+    assert written == [
+        "<t2i> a red cube",
+        "<ie> remove it",
+        "<depth>",
+        "<depth_to_image> a red cube",
+        "<lg> a red cube",
+    ]
+    tokens = [task.token("short") for task in TASKS.values()]
+    assert len(set(tokens)) == len(tokens)

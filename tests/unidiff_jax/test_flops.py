@@ -112,11 +112,33 @@ def test_equals_the_products_of_the_traced_program(scan):
     assert train_flops(dit, text, batch) == both
 
 
-def test_joint_fusion_counts_both_streams():
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("fusion", ["joint", "dual"])
+def test_joint_fusion_counts_both_streams(fusion, shared):
     dit, text = configs(scan=True)
-    dit = dataclasses.replace(dit, fusion="joint")
+    dit = dataclasses.replace(dit, fusion=fusion, shared_modulation=shared)
     batch = batch_shapes()
     batch = dataclasses.replace(batch, text_name=batch.text_position)
+    forward, both = traced(dit, text, batch)
+    assert forward_flops(dit, text, batch) == forward
+    assert train_flops(dit, text, batch) == both
+
+
+def test_channels_and_assets_count():
+    dit, text = configs(scan=True)
+    dit = dataclasses.replace(dit, fusion="dual", guidance_dim=24, asset_dim=6)
+    batch = batch_shapes()
+
+    def floats(*shape):
+        return jax.ShapeDtypeStruct((ROWS, *shape), jnp.float32)
+
+    batch = dataclasses.replace(
+        batch,
+        visual=floats(TOKENS, PATCH),
+        mask=floats(TOKENS, 4),
+        text_asset=batch.text_ids,
+        asset_features=floats(3, 6),
+    )
     forward, both = traced(dit, text, batch)
     assert forward_flops(dit, text, batch) == forward
     assert train_flops(dit, text, batch) == both

@@ -19,10 +19,18 @@ Attention is full inside an example and never leaves it. Text enters in one of t
   and no noise level, and no rotation marks their place. Frames carry learned embeddings of their
   role and of the name (IMG1, RES1, ...) by which the prompt calls them, and the name's embedding is
   added to its word too. The two streams are separate arrays; only their keys and values meet.
+- `dual` (UniVG, arXiv:2503.12652, after SD3's MM-DiT): as `joint`, but the text stream has weights
+  of its own in every block, and its modulation is that of the frame that is made, noise level
+  included.
+
+Beside frames, an example may condition in two ways that cost no token (UniVG): pictures on the
+channels of the noisy tokens (`guidance_dim`), and features of a face or an object in the place of
+a word's state (`asset_dim`).
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +60,9 @@ from unidiff_jax.ops.context import (
 from unidiff_jax.ops.modulate import MODULATIONS, fuses, modulate
 from unidiff_jax.ops.quantized import KINDS
 from unidiff_jax.text import MAX_NAMES
-from unidiff_jax.types import Batch, Noised, Role
+from unidiff_jax.types import Batch, Noised, Role, take_rows
 
-FUSIONS = ("cross", "joint")
+FUSIONS = ("cross", "joint", "dual")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +88,10 @@ class DiTConfig:
       fusion: how text enters, one of `FUSIONS`.
       text_gate_init: start of the text gates of `cross`. 0 as released; a small model learns to
         read sooner from 1.
+      guidance_dim: channels of a token's guidance, `Batch.visual` and `Batch.mask`; 0 for none.
+      asset_dim: width of `Batch.asset_features`; 0 for none.
+      shared_modulation: one modulation for all blocks in place of one a block (DiT-Air,
+        arXiv:2503.10618, found no loss): a sixth to a third fewer parameters.
       attention: what computes it, one of `ops.attention.KERNELS`.
       context: how tokens over the mesh's `seq` axis meet in it, see `ops.context`.
       modulation: gate, residual, norm and modulation between attention and feed-forward as
@@ -106,6 +118,9 @@ class DiTConfig:
     rope_scale: float = 1.0
     fusion: str = "cross"
     text_gate_init: float = 0.0
+    guidance_dim: int = 0
+    asset_dim: int = 0
+    shared_modulation: bool = False
     attention: str = "auto"
     context: str = "gather"
     modulation: str = "auto"
@@ -160,17 +175,26 @@ class DiT(nnx.Module):
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         c = config
         self.config = c
+        in_dim = c.patch_dim + c.guidance_dim
         self.patch_embed = Linear(
-            c.patch_dim, c.hidden_dim, axes=("patch", "embed"), bias=True, rngs=rngs
+            in_dim, c.hidden_dim, axes=("patch", "embed"), bias=True, rngs=rngs
         )
         self.sigma_embed = SigmaEmbed(c.condition_dim, rngs=rngs)
         self.text_norm = LayerNorm(c.text_dim, eps=1e-6, axis="text")
         self.text_embed = Linear(
             c.text_dim, c.condition_dim, axes=("text", "condition"), bias=True, rngs=rngs
         )
-        block = JointBlock if c.fusion == "joint" else Block
+        block = Block if c.fusion == "cross" else JointBlock
         self.blocks = stack_layers(lambda r: block(c, rngs=r), num=c.depth, rngs=rngs)
-        if c.fusion == "joint":
+        if c.shared_modulation:
+            self.modulation = modulation(c, rngs=rngs)
+            if c.fusion == "dual":
+                self.text_modulation = modulation(c, rngs=rngs)
+        if c.asset_dim:
+            self.asset_in = Linear(
+                c.asset_dim, c.text_dim, axes=("asset", "text"), bias=True, rngs=rngs
+            )
+        if c.fusion != "cross":
             self.text_in = Linear(
                 c.text_dim, c.hidden_dim, axes=("text", "embed"), bias=True, rngs=rngs
             )
@@ -185,9 +209,14 @@ class DiT(nnx.Module):
     def __call__(
         self, batch: Batch, noised: Noised, text: Float[Array, "b s e"]
     ) -> Float[Array, "b t o"]:
-        """Predicts velocity, data or noise (`flow.FlowConfig.prediction`) for every token."""
+        """Predicts velocity, data or noise (`flow.FlowConfig.prediction`) for every token.
+
+        Raises:
+          ValueError: the batch lacks guidance or features that the model reads, or levels are one a
+            token where the text needs its frame's (`dual`).
+        """
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        text = text.astype(dtype)
+        text = self.place_assets(text.astype(dtype), batch)
         segment = batch.token_segment
 
         # condition on the noise table; a table of frames knows its example by the frame table
@@ -199,12 +228,13 @@ class DiT(nnx.Module):
         condition = spread(pooled, table_segment) + jnp.where(noised.timed[..., None], time, 0)
         condition = jax.nn.silu(condition)
 
-        x = spread_tokens(self.patch_embed(noised.tokens.astype(dtype)))
+        x = spread_tokens(self.patch_embed(self.with_guidance(noised.tokens, batch).astype(dtype)))
         angles = rotation_angles(
             batch.position, head_dim=c.head_dim, theta=c.rope_theta, scale=c.rope_scale
         )
         index = None if per_token else noised.sigma_index
-        context = (condition, index, angles, segment, batch.text_segment)
+        rows = self.modulation(condition) if c.shared_modulation else condition
+        context = (rows, index, angles, segment, batch.text_segment)
         dense = batch.task.shape[1] == 2  # beside padding there is room for one example a row
         layers = {"scan": c.scan_layers, "remat": c.remat}
         if c.fusion == "cross":
@@ -215,32 +245,116 @@ class DiT(nnx.Module):
             y = self.text_in(text)
             if batch.text_name is not None:
                 y = y + self.name_embed(batch.text_name).astype(dtype)
-            x, _ = apply_layers(self.blocks, (x, y), *context, jax.nn.silu(pooled), **layers)
+            if c.fusion == "joint":
+                text_rows, text_index = jax.nn.silu(pooled), batch.text_segment
+            elif per_token:
+                raise ValueError("model.fusion='dual' takes one noise level a frame, not a token")
+            else:
+                text_rows = condition
+                text_index = take_rows(made_frame(batch), batch.text_segment)
+            if c.shared_modulation:
+                own = self.modulation if c.fusion == "joint" else self.text_modulation
+                text_rows = own(text_rows)
+            x, _ = apply_layers(self.blocks, (x, y), *context, text_rows, text_index, **layers)
 
         scale = to_tokens(self.out_scale(condition), index)
         x = standardize(x, eps=1e-6).astype(dtype) * (1 + scale)
         return self.out(x).astype(jnp.float32)
 
+    def with_guidance(
+        self, tokens: Float[Array, "b t p"], batch: Batch
+    ) -> Float[Array, "b t channels"]:
+        """Noisy tokens with the channels that guide them: [z, V, M] (UniVG)."""
+        if not self.config.guidance_dim:
+            return tokens
+        if batch.visual is None or batch.mask is None:
+            raise ValueError("model.guidance_dim needs examples with data.guidance='channels'")
+        return jnp.concatenate([tokens, batch.visual, batch.mask], axis=-1)
 
-class Block(nnx.Module):
-    """Attention and feed-forward with sandwich norms and tanh gates."""
+    def place_assets(self, text: Float[Array, "b s e"], batch: Batch) -> Float[Array, "b s e"]:
+        """Text states in which features have taken the place of their words' states (UniVG)."""
+        if not self.config.asset_dim:
+            return text
+        if batch.asset_features is None or batch.text_asset is None:
+            raise ValueError("model.asset_dim needs examples with data.identity")
+        features = self.asset_in(batch.asset_features.astype(text.dtype))
+        placed = spread(features, batch.text_asset)
+        return jnp.where(batch.text_asset[..., None] > 0, placed, text)
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+
+def modulation(config: DiTConfig, *, rngs: nnx.Rngs) -> Linear:
+    """The layer that makes (s1, g1, s2, g2) of a row of conditions."""
+    return Linear(
+        config.condition_dim,
+        4 * config.hidden_dim,
+        axes=("condition", "embed"),
+        bias=True,
+        rngs=rngs,
+    )
+
+
+class Stream(nnx.Module):
+    """The weights of one stream in a block: attention and feed-forward with sandwich norms."""
+
+    def __init__(
+        self, config: DiTConfig, attention: "type[Attention | JointAttention]", *, rngs: nnx.Rngs
+    ):
         c = config
         self.config = c
-        self.modulation = Linear(
-            c.condition_dim, 4 * c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
-        )
+        if not c.shared_modulation:
+            self.modulation = modulation(c, rngs=rngs)
         self.attention_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
         self.attention_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
-        self.text_norm = RMSNorm(c.text_dim, eps=c.norm_eps, axis="text")
-        self.attention = Attention(c, rngs=rngs)
+        self.attention = attention(c, rngs=rngs)
         self.ffn_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
         self.ffn_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
         self.ffn = FeedForward(c, rngs=rngs)
 
-    def __call__(self, x, condition, index, angles, segment, text_segment, text, dense):
-        tables = jnp.split(self.modulation(condition), 4, axis=-1)
+    def tables(self, rows: Float[Array, "b u c"]) -> list[Float[Array, "b u d"]]:
+        """s1, g1, s2, g2 of each row of conditions, which a shared modulation made before."""
+        rows = rows if self.config.shared_modulation else self.modulation(rows)
+        return jnp.split(rows, 4, axis=-1)
+
+    def finish(
+        self,
+        x: Float[Array, "b t d"],
+        y: Float[Array, "b t d"],
+        tables: list[Float[Array, "b u d"]],
+        index: Int[Array, "b t"] | None,
+        *,
+        cut: bool,
+    ) -> Float[Array, "b t d"]:
+        """What a block does after attention gave `y`.
+
+        Args:
+          x: the block's input.
+          y: the attention's output.
+          tables: s1, g1, s2, g2.
+          index: each token's row of the tables; None: one row a token.
+          cut: whether tokens lie over the mesh's `seq` axis.
+        """
+        place = spread_tokens if cut else whole_tokens
+        _, gate1, scale2, gate2 = tables
+        if index is None or not fuses(self.config.modulation):
+            x = place(x + jnp.tanh(to_tokens(gate1, index)) * self.attention_out_norm(y))
+            h = self.ffn_norm(x) * (1 + to_tokens(scale2, index))
+        else:
+            kernel = functools.partial(modulate, eps=self.config.norm_eps)
+            weights = (self.attention_out_norm.weight[...], self.ffn_norm.weight[...])
+            x, h = on_token_shards(kernel, (x, y, index), (gate1, scale2), weights, cut=cut)
+        y = self.ffn(h)
+        return place(x + jnp.tanh(to_tokens(gate2, index)) * self.ffn_out_norm(y))
+
+
+class Block(Stream):
+    """A block whose attention reads the text (`cross`)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, Attention, rngs=rngs)
+        self.text_norm = RMSNorm(config.text_dim, eps=config.norm_eps, axis="text")
+
+    def __call__(self, x, rows, index, angles, segment, text_segment, text, dense):
+        tables = self.tables(rows)
         y = self.attention(
             self.attention_norm(x) * (1 + to_tokens(tables[0], index)),
             self.text_norm(text),
@@ -249,82 +363,44 @@ class Block(nnx.Module):
             text_segment=text_segment,
             dense=dense,
         )
-        return finish_block(self, x, y, tables, index, cut=True)
+        return self.finish(x, y, tables, index, cut=True)
 
 
-class JointBlock(nnx.Module):
-    """`Block` over image and text tokens with the same weights; both go in and come out."""
+class JointBlock(Stream):
+    """A block over image and text tokens; both go in and come out. Their weights are the same
+    (`joint`), or the text stream has its own (`dual`).
+    """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        c = config
-        self.config = c
-        self.modulation = Linear(
-            c.condition_dim, 4 * c.hidden_dim, axes=("condition", "embed"), bias=True, rngs=rngs
-        )
-        self.attention_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
-        self.attention_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
-        self.attention = JointAttention(c, rngs=rngs)
-        self.ffn_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
-        self.ffn_out_norm = RMSNorm(c.hidden_dim, eps=c.norm_eps, axis="embed")
-        self.ffn = FeedForward(c, rngs=rngs)
+        super().__init__(config, JointAttention, rngs=rngs)
+        if config.fusion == "dual":
+            self.text = Stream(config, JointAttention, rngs=rngs)
 
-    def __call__(self, streams, condition, index, angles, segment, text_segment, text_condition):
-        indices = (index, text_segment)
-        tables = [
-            jnp.split(self.modulation(rows), 4, axis=-1) for rows in (condition, text_condition)
+    def __call__(self, streams, rows, index, angles, segment, text_segment, text_rows, text_index):
+        weights = (self, self.text if self.config.fusion == "dual" else self)
+        indices = (index, text_index)
+        tables = [w.tables(r) for w, r in zip(weights, (rows, text_rows), strict=True)]
+        normed = [
+            w.attention_norm(x) * (1 + to_tokens(table[0], place))
+            for w, x, table, place in zip(weights, streams, tables, indices, strict=True)
         ]
-        attended = self.attention(
-            *(
-                self.attention_norm(x) * (1 + to_tokens(table[0], place))
-                for x, table, place in zip(streams, tables, indices, strict=True)
-            ),
+        attended = attend_jointly(
+            [w.attention for w in weights],
+            normed,
             angles=angles,
-            segment=segment,
-            text_segment=text_segment,
+            segments=(segment, text_segment),
         )
         image, text = (
-            finish_block(self, x, y, table, place, cut=cut)
-            for x, y, table, place, cut in zip(
-                streams, attended, tables, indices, (True, False), strict=True
+            w.finish(x, y, table, place, cut=cut)
+            for w, x, y, table, place, cut in zip(
+                weights, streams, attended, tables, indices, (True, False), strict=True
             )
         )
         return image, text
 
 
-def finish_block(
-    block: Block | JointBlock,
-    x: Float[Array, "b t d"],
-    y: Float[Array, "b t d"],
-    tables: list[Float[Array, "b u d"]],
-    index: Int[Array, "b t"] | None,
-    *,
-    cut: bool,
-) -> Float[Array, "b t d"]:
-    """A block behind its attention: the first residual, and the feed-forward with its own.
-
-    Args:
-      block: whose norms and feed-forward these are.
-      x: the residual stream.
-      y: what attention gave.
-      tables: scale and gate of attention, scale and gate of the feed-forward.
-      index: each token's row of the tables; None: they have one row a token.
-      cut: whether tokens lie over the mesh's `seq` axis.
-    """
-    place = spread_tokens if cut else whole_tokens
-    _, gate1, scale2, gate2 = tables
-    if index is None or not fuses(block.config.modulation):
-        x = place(x + jnp.tanh(to_tokens(gate1, index)) * block.attention_out_norm(y))
-        h = block.ffn_norm(x) * (1 + to_tokens(scale2, index))
-    else:
-        kernel = functools.partial(modulate, eps=block.config.norm_eps)
-        weights = (block.attention_out_norm.weight[...], block.ffn_norm.weight[...])
-        x, h = on_token_shards(kernel, (x, y, index), (gate1, scale2), weights, cut=cut)
-    y = block.ffn(h)
-    return place(x + jnp.tanh(to_tokens(gate2, index)) * block.ffn_out_norm(y))
-
-
 class JointAttention(nnx.Module):
-    """Attention of an example's image and text tokens to all of them."""
+    """One stream's projections in `attend_jointly`."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         c = config
@@ -342,43 +418,50 @@ class JointAttention(nnx.Module):
             self.q_norm = LayerNorm(q_dim, eps=1e-5, axis="heads")
             self.k_norm = LayerNorm(kv_dim, eps=1e-5, axis="kv_heads")
 
-    def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        y: Float[Array, "b s d"],
-        *,
-        angles: Float[Array, "b t pairs"],
-        segment: Int[Array, "b t"],
-        text_segment: Int[Array, "b s"],
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b s d"]]:
-        c = self.config
+    def project(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h k"], ...]:
+        """Queries, keys and values."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return tuple(a.reshape(*a.shape[:2], -1, self.config.head_dim) for a in (q, k, v))
 
-        def project(z):
-            q, k, v = self.q(z), self.k(z), self.v(z)
-            if c.qk_norm:
-                q, k = self.q_norm(q), self.k_norm(k)
-            return (a.reshape(*a.shape[:2], -1, c.head_dim) for a in (q, k, v))
 
-        (q, k, v), (text_q, text_k, text_v) = project(x), project(y)
-        q, k = rotate(q, angles), rotate(k, angles)
-        k, v = (keys_of_all(z, method=c.context) for z in (k, v))
-        keys, values = jnp.concatenate([k, text_k], 1), jnp.concatenate([v, text_v], 1)
-        kv_segment = jnp.concatenate([segment, text_segment], axis=1)
+def attend_jointly(
+    weights: Sequence[JointAttention],
+    streams: Sequence[Float[Array, "b n d"]],
+    *,
+    angles: Float[Array, "b t pairs"],
+    segments: tuple[Int[Array, "b t"], Int[Array, "b s"]],
+) -> list[Float[Array, "b n d"]]:
+    """Attention of an example's image and text tokens to all of them.
 
-        def attend(queries, q_segment):
-            z = attention(
-                queries,
-                keys,
-                values,
-                q_segment=q_segment,
-                kv_segment=kv_segment,
-                softcap=c.softcap or None,
-                kernel=c.attention,
-                context=c.context,
-            )
-            return self.out(z.reshape(*z.shape[:2], -1))
-
-        return attend(q, segment), attend(text_q, text_segment)
+    Args:
+      weights: of the image stream and of the text stream.
+      streams: image tokens and text tokens.
+      angles: rotation of the image tokens.
+      segments: the example of each token of both streams.
+    """
+    c = weights[0].config
+    (q, k, v), (text_q, text_k, text_v) = (
+        w.project(x) for w, x in zip(weights, streams, strict=True)
+    )
+    q, k = rotate(q, angles), rotate(k, angles)
+    k, v = (keys_of_all(z, method=c.context) for z in (k, v))
+    keys, values = jnp.concatenate([k, text_k], 1), jnp.concatenate([v, text_v], 1)
+    attended = []
+    for own, queries, segment in zip(weights, (q, text_q), segments, strict=True):
+        z = attention(
+            queries,
+            keys,
+            values,
+            q_segment=segment,
+            kv_segment=jnp.concatenate(segments, axis=1),
+            softcap=c.softcap or None,
+            kernel=c.attention,
+            context=c.context,
+        )
+        attended.append(own.out(z.reshape(*z.shape[:2], -1)))
+    return attended
 
 
 class Attention(nnx.Module):
@@ -508,6 +591,13 @@ def spread(table: Float[Array, "b u d"], index: Int[Array, "b t"]) -> Float[Arra
     """Looks rows up by a one-hot matmul: exact, and the gradient is a matmul, not a scatter."""
     one_hot = jax.nn.one_hot(index, table.shape[1], dtype=table.dtype)
     return jnp.einsum("btu,bud->btd", one_hot, table)
+
+
+def made_frame(batch: Batch) -> Int[Array, "b g"]:
+    """Each example's first frame that is not given."""
+    segments = jnp.arange(batch.task.shape[1])[:, None]
+    made = (batch.segment[:, None, :] == segments) & (batch.given == 0)[:, None, :]
+    return jnp.argmax(made, axis=-1).astype(jnp.int32)
 
 
 def pool_text(

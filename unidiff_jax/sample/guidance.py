@@ -1,4 +1,12 @@
-"""Classifier-free guidance (Ho and Salimans 2022): v = v_empty + scale * (v_text - v_empty)."""
+"""Classifier-free guidance (Ho and Salimans 2022), of text and of pictures on channels.
+
+With X the text and V the channels (picture and mask), UniVG's two scales are those of
+InstructPix2Pix (Brooks et al. 2023, equation 3):
+
+    v = v(-, -) + image * (v(-, V) - v(-, -)) + text * (v(X, V) - v(-, V))
+
+Where the image scale is 1 the first pass cancels. All passes go through the network as one batch.
+"""
 
 import dataclasses
 
@@ -31,15 +39,54 @@ def drop_text(batch: Batch) -> Batch:
         text_segment=pad(segments[None]),
         text_position=jnp.zeros_like(batch.text_position),
         text_name=None if batch.text_name is None else jnp.zeros_like(batch.text_name),
+        text_asset=None if batch.text_asset is None else jnp.zeros_like(batch.text_asset),
     )
 
 
-def with_and_without_text(batch: Batch) -> Batch:
-    """Stacks the rows on the same rows without text, so that both go through in one pass."""
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, drop_text(batch))
+def drop_visual(batch: Batch) -> Batch:
+    """The same rows with empty channels."""
+    if batch.visual is None or batch.mask is None:
+        raise ValueError("guidance of pictures needs examples with data.guidance='channels'")
+    return dataclasses.replace(
+        batch, visual=jnp.zeros_like(batch.visual), mask=jnp.zeros_like(batch.mask)
+    )
 
 
-def combine(velocity: jax.Array, *, scale: float) -> jax.Array:
-    """Guided velocity from the two halves that `with_and_without_text` made."""
-    text, empty = jnp.split(velocity, 2)
-    return empty + scale * (text - empty)
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """The scales; 1 is none.
+
+    Attributes:
+      text: of the prompt.
+      image: of the pictures on channels.
+    """
+
+    text: float = 1.0
+    image: float = 1.0
+
+    @property
+    def passes(self) -> int:
+        """Passes through the network a step."""
+        if self.image != 1.0:
+            return 3
+        return 1 if self.text == 1.0 else 2
+
+    def stack(self, batch: Batch) -> Batch:
+        """The rows of all passes, one pass below the other."""
+        rows = [batch]
+        if self.passes > 1:
+            rows.append(drop_text(batch))
+        if self.passes > 2:
+            rows.append(drop_visual(rows[1]))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+
+    def combine(self, velocity: jax.Array) -> jax.Array:
+        """Guided velocity from that of the rows that `stack` made."""
+        full, *others = jnp.split(velocity, self.passes)
+        if not others:
+            return full
+        visual = others[0]
+        guided = visual + self.text * (full - visual)
+        if self.passes == 3:
+            guided = guided + (self.image - 1.0) * (visual - others[1])
+        return guided

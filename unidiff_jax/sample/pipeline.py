@@ -23,7 +23,7 @@ from unidiff_jax import flow
 from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.paths import AnyPath, as_path
-from unidiff_jax.sample import guidance as cfg
+from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
@@ -33,6 +33,8 @@ from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
 from unidiff_jax.train.workdir import load_workdir_config, model_parts
 from unidiff_jax.types import Batch, Kind, Params, Role, take_rows
+
+NONE = Guidance()
 
 
 def sample_tokens(
@@ -44,7 +46,7 @@ def sample_tokens(
     flow_config: flow.FlowConfig,
     num_steps: int,
     solver: str = "euler",
-    guidance: float = 1.0,
+    guidance: Guidance = NONE,
     shift: float = 1.0,
 ) -> jax.Array:
     """Generates every frame that is not given.
@@ -58,7 +60,7 @@ def sample_tokens(
       flow_config: what its output means.
       num_steps: solver steps.
       solver: see `solvers.SOLVERS`.
-      guidance: scale of the text; 1 is none and costs one pass instead of two.
+      guidance: scales of text and pictures.
       shift: of the levels; above 1 spends more steps on noise.
 
     Returns:
@@ -67,17 +69,15 @@ def sample_tokens(
     model = nnx.merge(graphdef, params)
     batch = flow.draw_latents(key, batch)
     given = (take_rows(batch.given, batch.frame) == 1)[..., None]
-    rows = batch if guidance == 1.0 else cfg.with_and_without_text(batch)
+    rows = guidance.stack(batch)
     text = model.encode_text(rows)
 
     def velocity(tokens, sigma):
-        x = tokens if guidance == 1.0 else jnp.concatenate([tokens, tokens])
+        x = jnp.concatenate([tokens] * guidance.passes)
         table = jnp.where(rows.given == 1, 0.0, sigma)
         noised = flow.at_levels(rows, tokens=x, sigma=table, config=flow_config)
         v = flow.to_velocity(model.dit(rows, noised, text), x, sigma, flow_config)
-        if guidance != 1.0:
-            v = cfg.combine(v, scale=guidance)
-        return jnp.where(given, 0.0, v)
+        return jnp.where(given, 0.0, guidance.combine(v))
 
     start = jnp.where(given, batch.tokens, flow.draw_noise(key, batch))
     return integrate(velocity, start, sigmas=sigma_schedule(num_steps, shift=shift), solver=solver)
@@ -162,6 +162,7 @@ class Pipeline:
         num_steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        image_guidance: float | None = None,
         **fields: Any,
     ) -> dict[str, Image.Image]:
         """Runs one task on one example.
@@ -177,6 +178,8 @@ class Pipeline:
           num_steps: solver steps; None is the config's, as for the next two.
           solver: `euler` or `heun`.
           guidance: text scale.
+          image_guidance: scale of given pictures, where they are on channels
+            (`data.guidance=channels`).
           **fields: the task's given frames (path, PIL picture or array, by field name; a list of
             them where the task repeats the frame) and the text fields of its prompt, such as
             caption="a red cube".
@@ -216,6 +219,7 @@ class Pipeline:
             num_steps=num_steps,
             solver=solver,
             guidance=guidance,
+            image_guidance=image_guidance,
         )[0][0]
         return {
             field: to_picture(frame, codec=_codec(spec, field), size=(size, size))
@@ -230,6 +234,7 @@ class Pipeline:
         num_steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        image_guidance: float | None = None,
     ) -> list[list[dict[str, np.ndarray]]]:
         """Generates many examples, packed into the config's rows.
 
@@ -237,9 +242,18 @@ class Pipeline:
           [example][seed][field]: RGB (h, w, 3) float in about [-1, 1], before the codec.
 
         Raises:
-          InputError: an example is larger than a row.
+          InputError: an example is larger than a row, or a scale for pictures that are frames.
         """
         settings = self.config.sample
+        if image_guidance is None:
+            image_guidance = settings.get("image_guidance", 1.0)
+        if image_guidance != 1.0 and self.maker.guidance == "frames":
+            raise InputError(
+                "image_guidance is for pictures on channels (data.guidance=channels); here given "
+                "pictures are frames: leave it at 1"
+            )
+        text_guidance = settings.guidance if guidance is None else guidance
+        scales = Guidance(text=float(text_guidance), image=float(image_guidance))
         try:
             batch, placed = pack_rows([e for _, e in examples], size=row_size(self.config))
         except ValueError as error:
@@ -254,13 +268,14 @@ class Pipeline:
                     jax.random.key(seed),
                     num_steps=num_steps or settings.num_steps,
                     solver=solver or settings.solver,
-                    guidance=float(settings.guidance if guidance is None else guidance),
+                    guidance=scales,
                 )
                 for part in split_rows(batch, num_rows=num_rows)
             ]
             tokens = np.concatenate([np.asarray(part) for part in parts])
             for (task, example), place, frames in zip(examples, placed, made, strict=True):
                 owner = take_rows_host(batch, place.row) == place.segment
+                task = self.maker.in_rows(task)
                 made_frames = [i for i, f in enumerate(task.frames) if f.field in task.generate]
                 pictures = self.decode(
                     example | {"tokens": tokens[place.row][owner]}, frames=made_frames
@@ -290,14 +305,22 @@ class Pipeline:
             pictures.append(None if is_ray else self.maker.autoencoder.decode(latents))
         return pictures
 
+    def decode_guide(self, example: Example) -> np.ndarray | None:
+        """The picture on an example's channels as RGB (h, w, 3); None where there is none."""
+        if not example["visual"].any():
+            return None
+        own = example | {"tokens": example["visual"]}
+        return self.decode(own, frames=[0])[0]
+
     def _item(self, task: Task, fields: Mapping[str, Any], *, has_words: bool) -> dict[str, Any]:
         """Loads given frames, fills generated ones with zeros and checks names."""
         words = () if has_words else task.prompt_fields
-        known = {*task.given, *words}
+        region = (task.region,) if task.region and self.maker.guidance == "channels" else ()
+        known = {*task.given, *region, *words}
         unknown = sorted(set(fields) - known)
         missing = sorted(known - set(fields))
         if unknown or missing:
-            wants = ", ".join([*task.given, *task.prompt_fields]) or "nothing"
+            wants = ", ".join([*task.given, *region, *task.prompt_fields]) or "nothing"
             wrong = f"has no field {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
             raise InputError(f"task {task.name!r} {wrong}; it takes: {wants}")
         size = self.config.image_size
@@ -315,6 +338,8 @@ class Pipeline:
             else:
                 given = given if several else [given]
                 item[frame.field] = [load_image(g, codec=frame.codec, size=size) for g in given]
+        for name in region:
+            item[name] = load_image(fields[name], codec="mask", size=size)
         for word in words:
             if not str(fields[word]).strip():
                 raise InputError(f"{word} is empty; say what to make")

@@ -50,13 +50,16 @@ class Previews:
         for (task, item, example), seeds in zip(self._items, made, strict=True):
             given, generated = [], []
             truths = self._pipeline.decode(example)
+            if (guide := self._pipeline.decode_guide(example)) is not None:
+                given.append(self._picture(guide, "rgb"))
+            in_rows = self._pipeline.maker.in_rows(task)
             for number, (spec, truth) in enumerate(
-                zip(task.sequence(len(truths)), truths, strict=True)
+                zip(in_rows.sequence(len(truths)), truths, strict=True)
             ):
                 if truth is None:  # a ray frame
                     continue
                 truth = self._picture(truth, spec.codec)
-                if spec.field in seeds[0] and number < len(task.frames):
+                if spec.field in seeds[0] and number < len(in_rows.frames):
                     generated += [self._picture(seeds[0][spec.field], spec.codec), truth]
                 else:
                     given.append(truth)

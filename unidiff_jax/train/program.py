@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 from unidiff_jax import flow
 from unidiff_jax.compiler_options import compiler_options
 from unidiff_jax.config import to_dict
-from unidiff_jax.frames import RowSize, make_example, pack_rows
+from unidiff_jax.frames import Guide, RowSize, make_example, pack_rows
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, replicated
 from unidiff_jax.tasks import get_task
 from unidiff_jax.train.offload import moments_on_host, with_moments_on_device
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import ModelParts, TrainState, join, state_shardings
 from unidiff_jax.train.step import loss_table, make_train_step
-from unidiff_jax.train.workdir import latent_channels, model_parts
+from unidiff_jax.train.workdir import latent_channels, model_configs, model_parts
 from unidiff_jax.types import Batch
 
 
@@ -124,6 +124,7 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
     """A whole batch as shapes."""
     side = config.patch
     latent = np.zeros((side, side, latent_channels(config)), np.float32)
+    dit, _ = model_configs(config)
     example = make_example(
         get_task("text_to_image"),
         latents=[latent],
@@ -131,6 +132,8 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
         text_ids=[1],
         example_id=1,
         patch=config.patch,
+        guide=Guide(latent, latent[..., 0]) if dit.guidance_dim else None,
+        assets=np.zeros((0, dit.asset_dim), np.float32) if dit.asset_dim else None,
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

@@ -18,9 +18,13 @@ def latent_channels(config: ConfigDict) -> int:
 
 
 def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
-    """The model's settings; the denoiser's token and text widths follow from the rest."""
+    """The model's settings; the widths of what the denoiser reads follow from the rest."""
+    patch_dim = config.patch**2 * latent_channels(config)
+    on_channels = config.data.get("guidance") == "channels"
     dit = DiTConfig(
-        patch_dim=config.patch**2 * latent_channels(config),
+        patch_dim=patch_dim,
+        guidance_dim=patch_dim + config.patch**2 if on_channels else 0,
+        asset_dim=config.data.identity.dim if config.data.get("identity") else 0,
         text_dim=config.text.d_model,
         **config.model,
     )

@@ -13,9 +13,16 @@ import tiny
 from flax import nnx
 
 from unidiff_jax import flow
-from unidiff_jax.export.mapping import MappingError, dit_table, from_official, to_official
+from unidiff_jax.export.mapping import (
+    MappingError,
+    dit_table,
+    flatten,
+    from_official,
+    to_official,
+)
 from unidiff_jax.frames import patchify
-from unidiff_jax.models.dit import FUSIONS, DiT, DiTConfig, pool_text, spread
+from unidiff_jax.models.dit import FUSIONS, DiT, DiTConfig, made_frame, pool_text, spread
+from unidiff_jax.models.layers import abstract
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Noised
 
@@ -260,7 +267,9 @@ def test_every_frame_of_an_example_sees_the_others(model):
     assert all(np.abs(before[k] - after[k]).max() > 1e-4 for k in before if k[1] == 1)
 
 
-def test_a_level_a_token_equals_a_level_a_frame(model):
+@pytest.mark.parametrize("fusion", [f for f in FUSIONS if f != "dual"])
+def test_a_level_a_token_equals_a_level_a_frame(fusion):
+    model = compiled(fusion=fusion)
     batch, noised, text = with_text(tiny.packed(tiny.mixed_examples()))
     per_token = Noised(
         tokens=noised.tokens,
@@ -272,6 +281,18 @@ def test_a_level_a_token_equals_a_level_a_frame(model):
     tiny.assert_same_tokens(frames, outputs(model, batch, per_token, text), atol=1e-5)
 
 
+def test_dual_takes_no_level_a_token():
+    batch, noised, text = with_text(tiny.packed(tiny.mixed_examples(1)))
+    per_token = Noised(
+        tokens=noised.tokens,
+        sigma=noised.token_sigma,
+        timed=jnp.ones(noised.token_sigma.shape, bool),
+        sigma_index=batch.frame,
+    )
+    with pytest.raises(ValueError, match="one noise level a frame"):
+        compiled(fusion="dual")(batch, per_token, text)
+
+
 def test_untimed_frames_do_not_see_their_level(model):
     batch, noised, text = with_text(tiny.packed(tiny.mixed_examples(2)))
     untimed = dataclasses.replace(noised, timed=jnp.zeros(noised.timed.shape, bool))
@@ -281,9 +302,9 @@ def test_untimed_frames_do_not_see_their_level(model):
     )
 
 
-@pytest.fixture(scope="module")
-def joint():
-    return compiled(fusion="joint")
+@pytest.fixture(scope="module", params=["joint", "dual"])
+def joint(request):
+    return compiled(fusion=request.param)
 
 
 @pytest.mark.parametrize("field", ["role", "name", "text_name"])
@@ -311,12 +332,90 @@ def test_a_word_and_its_frame_share_the_name_embedding():
     assert not {"text_k", "text_v", "text_gate"} & set(shapes["blocks"]["attention"])
 
 
+def test_dual_has_weights_of_its_own_for_text():
+    config = dataclasses.replace(tiny.DIT, text_dim=tiny.TEXT.d_model, fusion="dual")
+    shapes = abstract(lambda rngs: DiT(config, rngs=rngs)).shapes
+    text = shapes["blocks"].pop("text")
+    assert jax.tree.map(lambda x: x.shape, text) == jax.tree.map(
+        lambda x: x.shape, shapes["blocks"]
+    )
+
+
+def test_the_frame_that_is_made():
+    batch = tiny.packed([tiny.example(1, "depth"), tiny.example(2, "depth_to_image")])
+    # the depth map behind the picture; the picture of the second example, its third frame
+    assert made_frame(tiny.on_device(batch))[0].tolist()[:3] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_scanned_equals_unrolled(fusion):
+def test_scanned_equals_unrolled(fusion, shared):
     batch, noised, text = with_text(tiny.packed(tiny.mixed_examples()))
-    unrolled = outputs(compiled(fusion=fusion), batch, noised, text)
-    scanned = compiled(fusion=fusion, scan_layers=True, remat="full")
+    changes = {"fusion": fusion, "shared_modulation": shared}
+    unrolled = outputs(compiled(**changes), batch, noised, text)
+    scanned = compiled(**changes, scan_layers=True, remat="full")
     tiny.assert_same_tokens(unrolled, outputs(scanned, batch, noised, text), atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_shared_modulation_is_one_layer_a_stream(fusion):
+    config = dataclasses.replace(
+        tiny.DIT, text_dim=tiny.TEXT.d_model, fusion=fusion, shared_modulation=True
+    )
+    flat = flatten(abstract(lambda rngs: DiT(config, rngs=rngs)).shapes)
+    found = {k.split("/")[0] for k in flat if "modulation" in k}
+    assert found == {"modulation"} | ({"text_modulation"} if fusion == "dual" else set())
+
+
+# ---------------------------------------------------------------------------- channels and assets
+
+
+def guided(fusion="dual"):
+    """A model that reads channels and assets, and two examples with both in one row."""
+    model = compiled(fusion=fusion, guidance_dim=tiny.TOKEN_DIM + tiny.PATCH**2, asset_dim=5)
+    batch, noised, text = with_text(tiny.packed([tiny.guided_example(1), tiny.guided_example(2)]))
+    return model, batch, noised, text
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("field", ["visual", "mask", "asset_features", "text_asset"])
+def test_channels_and_assets_reach_their_own_example_alone(fusion, field):
+    model, batch, noised, text = guided(fusion)
+    before = outputs(model, batch, noised, text)
+    values = getattr(batch, field)
+    own = {
+        "text_asset": batch.text_segment == 2,
+        "asset_features": jnp.arange(values.shape[1])[None, :, None] == batch.text_asset.max(),
+    }.get(field, (batch.token_segment == 2)[..., None])
+    moved = jnp.where(own, 0, values) if field == "text_asset" else values + 0.5 * own
+    after = outputs(model, dataclasses.replace(batch, **{field: moved}), noised, text)
+    changed = {k[0] for k in before if np.abs(before[k] - after[k]).max() > 1e-5}
+    assert changed == {2}
+
+
+def test_an_asset_takes_the_place_of_its_word():
+    model, batch, noised, text = guided()
+    before = outputs(model, batch, noised, text)
+    placed = (batch.text_asset > 0)[..., None]
+    assert placed.sum() == 2
+    # what the encoder said of the word is not read
+    tiny.assert_same_tokens(before, outputs(model, batch, noised, text + 3.0 * placed))
+
+
+def test_packed_equals_alone_with_channels_and_assets():
+    examples = [tiny.guided_example(n) for n in (1, 2, 3)]
+    model = compiled(fusion="dual", guidance_dim=tiny.TOKEN_DIM + tiny.PATCH**2, asset_dim=5)
+    packed = outputs(model, *with_text(tiny.packed(examples)))
+    alone = outputs(model, *with_text(tiny.alone(examples)))
+    tiny.assert_same_tokens(packed, alone, atol=1e-5)
+
+
+def test_a_batch_without_what_the_model_reads():
+    batch, noised, text = with_text(tiny.packed([tiny.example(1)]))
+    with pytest.raises(ValueError, match="channels"):
+        compiled(guidance_dim=16)(batch, noised, text)
+    with pytest.raises(ValueError, match="identity"):
+        compiled(asset_dim=5)(batch, noised, text)
 
 
 def test_text_is_pooled_by_example_over_its_own_tokens():

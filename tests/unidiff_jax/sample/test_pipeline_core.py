@@ -12,6 +12,7 @@ import tiny
 from unidiff_jax.flow import FlowConfig
 from unidiff_jax.frames import RowSize
 from unidiff_jax.sample import guidance
+from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.pipeline import sample_tokens
 from unidiff_jax.text import END
 
@@ -41,7 +42,7 @@ def test_given_frames_come_back_unchanged(sample):
     given = np.take_along_axis(batch.given, batch.frame, 1) == 1
     real = batch.frame > 0
     assert given.any() and (real & ~given).any()
-    for settings in ({}, {"solver": "heun"}, {"guidance": 3.0}):
+    for settings in ({}, {"solver": "heun"}, {"guidance": Guidance(3.0)}):
         made = sample(batch, **settings)
         np.testing.assert_array_equal(made[given], batch.tokens[given])
         assert np.isfinite(made).all()
@@ -77,20 +78,51 @@ def test_seeds_differ_and_repeat(sample):
 def test_guidance_is_linear_in_its_scale_and_one_is_none(sample):
     batch = tiny.packed(EXAMPLES, SIZE)
     none = sample(batch, num_steps=1)
-    np.testing.assert_allclose(sample(batch, num_steps=1, guidance=1.0 + 1e-7), none, atol=1e-5)
-    two, three = (sample(batch, num_steps=1, guidance=scale) for scale in (2.0, 3.0))
+    np.testing.assert_allclose(
+        sample(batch, num_steps=1, guidance=Guidance(1.0 + 1e-7)), none, atol=1e-5
+    )
+    two, three = (sample(batch, num_steps=1, guidance=Guidance(scale)) for scale in (2.0, 3.0))
     assert np.abs(two - none).max() > 1e-2
     # one Euler step is linear in the velocity: each unit of scale moves as far as the last
     np.testing.assert_allclose(three - two, two - none, atol=1e-4)
 
 
-def test_combine():
-    text, empty = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
-    both = jnp.concatenate([text, empty])
-    np.testing.assert_allclose(guidance.combine(both, scale=1.0), text, atol=1e-6)
-    np.testing.assert_allclose(guidance.combine(both, scale=0.0), empty, atol=1e-6)
-    doubled = guidance.combine(both, scale=2.0)
-    np.testing.assert_allclose(doubled - text, text - empty, atol=1e-6)
+@pytest.mark.parametrize(
+    ("scales", "passes", "expected"),
+    [
+        (Guidance(), 1, lambda full, visual, none: full),
+        (Guidance(3.0), 2, lambda full, visual, none: visual + 3 * (full - visual)),
+        (
+            Guidance(3.0, 2.0),
+            3,
+            lambda full, visual, none: none + 2 * (visual - none) + 3 * (full - visual),
+        ),
+        (
+            Guidance(1.0, 2.0),
+            3,
+            lambda full, visual, none: none + 2 * (visual - none) + full - visual,
+        ),
+    ],
+)
+def test_combine(scales, passes, expected):
+    parts = np.random.default_rng(0).standard_normal((3, 2, 4, 5)).astype(np.float32)
+    assert scales.passes == passes
+    made = scales.combine(jnp.concatenate(parts[:passes]))
+    np.testing.assert_allclose(made, expected(*parts), atol=1e-5)
+
+
+def test_the_passes_are_without_words_and_then_without_channels_too():
+    batch = tiny.on_device(tiny.packed([tiny.guided_example(1), tiny.guided_example(2)], SIZE))
+    rows = Guidance(3.0, 2.0).stack(batch)
+    full, visual, none = (jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(3))
+    jax.tree.map(np.testing.assert_array_equal, full, batch)
+    assert batch.text_asset.any() and not visual.text_asset.any()
+    np.testing.assert_array_equal(visual.text_ids, guidance.drop_text(batch).text_ids)
+    np.testing.assert_array_equal(visual.visual, batch.visual)
+    np.testing.assert_array_equal(none.text_ids, visual.text_ids)
+    assert not none.visual.any() and not none.mask.any()
+    with pytest.raises(ValueError, match="channels"):
+        Guidance(1.0, 2.0).stack(tiny.on_device(tiny.packed(EXAMPLES, SIZE)))
 
 
 def test_dropped_text_is_that_of_a_dropped_caption():

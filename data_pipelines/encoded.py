@@ -8,7 +8,9 @@
 A record is one example of one task as a safetensors blob: `mean.N` and `std.N`, float16 (rows,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
 frames have no `std`. Its texts and tags are JSON in the blob's metadata. Training draws latents
-from the posteriors in the step (`flow.draw_latents`), so that epochs differ.
+from the posteriors in the step (`flow.draw_latents`), so that epochs differ. For guidance on
+channels a record may hold `region`, float16 (rows, columns), the share of each latent pixel that is
+to be made, and `features`, float32 (assets, width), of the reference objects.
 """
 
 import dataclasses
@@ -41,12 +43,16 @@ class EncodedExample:
       stds: of the same shapes; zeros where the frame is exact.
       texts: the fields of the prompt; a list of texts is a choice.
       tags: context tags of the example's own, beside the task's (`unidiff_jax.tasks`).
+      region: (rows, columns) the task's region, on the grid of the latents; None for none.
+      features: (assets, width) of the reference objects (`identity`); None for none.
     """
 
     means: Sequence[np.ndarray]
     stds: Sequence[np.ndarray]
     texts: Mapping[str, str | list[str]]
     tags: Sequence[str] = ()
+    region: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 def encode_record(example: EncodedExample) -> bytes:
@@ -56,6 +62,10 @@ def encode_record(example: EncodedExample) -> bytes:
         tensors[f"mean.{number}"] = np.ascontiguousarray(mean, np.float16)
         if std.any():
             tensors[f"std.{number}"] = np.ascontiguousarray(std, np.float16)
+    if example.region is not None:
+        tensors["region"] = np.ascontiguousarray(example.region, np.float16)
+    if example.features is not None:
+        tensors["features"] = np.ascontiguousarray(example.features, np.float32)
     values = {"schema": SCHEMA, "texts": dict(example.texts), "tags": list(example.tags)}
     return pack_blob(tensors, values, key=_KEY)
 
@@ -76,7 +86,14 @@ def decode_record(blob: bytes) -> EncodedExample:
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
             for n, mean in enumerate(means)
         ]
-        return EncodedExample(means, stds, values["texts"], tuple(values.get("tags", ())))
+        return EncodedExample(
+            means,
+            stds,
+            values["texts"],
+            tuple(values.get("tags", ())),
+            region=tensors.get("region"),
+            features=tensors.get("features"),
+        )
     except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
 
@@ -124,12 +141,19 @@ class EncodedSource:
     def item(
         self, record: EncodedExample, task: Task, rng: np.random.Generator
     ) -> Mapping[str, Any]:
-        """Latents, their deviations, tags, and texts; where a text is a choice, one of them."""
+        """Latents, their deviations, tags, what guides on channels, and texts; where a text is a
+        choice, one of them.
+        """
         texts = {
             name: text if isinstance(text, str) else text[int(rng.integers(len(text)))]
             for name, text in record.texts.items()
         }
-        return {"latents": record.means, "stds": record.stds, "tags": record.tags, **texts}
+        item = {"latents": record.means, "stds": record.stds, "tags": record.tags, **texts}
+        if task.region and record.region is not None:
+            item[task.region] = record.region
+        if record.features is not None:
+            item["features"] = record.features
+        return item
 
 
 @dataclasses.dataclass(frozen=True)

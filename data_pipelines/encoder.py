@@ -5,7 +5,8 @@ frame covers the square in the middle of its picture. Frames that belong togethe
 placement (`geometry`): photographs with antialiasing, maps without. Reference objects are fitted
 whole, on white, and views of a scene or subject are cut to the size each on its own.
 
-The autoencoder runs on batches of one size, spread over this process's devices.
+The autoencoder runs on batches of one size, spread over this process's devices. For guidance on
+channels a record also holds the task's region and the features of its reference objects.
 """
 
 import collections
@@ -24,10 +25,11 @@ from PIL import Image
 from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedExample, Largest
 from data_pipelines.geometry import MisalignedError, Placement, fit_whole
+from data_pipelines.identity import IdentityEncoder
 from data_pipelines.sources.base import RawSource, SampleError, UnsuitableError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
-from unidiff_jax.frames import CODECS
+from unidiff_jax.frames import CODECS, fit_mask
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
@@ -74,6 +76,24 @@ class EncodeSettings:
             ) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Guides:
+    """What records hold for guidance on channels (`frames.GUIDANCE`).
+
+    Attributes:
+      regions: whether that includes the tasks' regions.
+      identity: encoder of reference objects; None for none.
+      origin: what decides the features, for the manifest.
+    """
+
+    regions: bool = False
+    identity: IdentityEncoder | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+NO_GUIDES = Guides()
+
+
 class TooManySkippedError(ValueError):
     """So many samples cannot be used that the data or their settings must be wrong."""
 
@@ -85,6 +105,8 @@ class _Prepared:
     frames: Sequence[np.ndarray]
     texts: Mapping[str, str]
     tags: Sequence[str]
+    region: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 class EncodeCount(NamedTuple):
@@ -110,6 +132,7 @@ def encode_dataset(
     settings: EncodeSettings,
     origin: Mapping[str, Any],
     batch: int = 16,
+    guides: Guides = NO_GUIDES,
     on_samples: Callable[[int], Any] = lambda count: None,
 ) -> EncodeCount:
     """Encodes what is missing of a folder; a stopped job continues, finished shards stay.
@@ -122,6 +145,7 @@ def encode_dataset(
       settings: what decides the records.
       origin: where the samples come from, for the manifest.
       batch: pictures a device takes at once; does not change the records.
+      guides: what records hold for guidance on channels.
       on_samples: called with the number of samples done.
 
     Returns:
@@ -140,6 +164,7 @@ def encode_dataset(
             "settings": dataclasses.asdict(settings),
             "origin": dict(origin),
             "autoencoder": autoencoder.identity,
+            **({"guides": guides.origin} if guides.origin else {}),
             "raw_samples": len(source),
             "shards": {split: len(parts) for split, parts in plan.items()},
         },
@@ -157,7 +182,15 @@ def encode_dataset(
         entry = shards.read_entry(folder, path.name)
         if entry is None:
             _encode_shard(
-                path, indices, source, task, autoencoder, settings, batch, on_samples=on_samples
+                path,
+                indices,
+                source,
+                task,
+                autoencoder,
+                settings,
+                batch,
+                guides,
+                on_samples=on_samples,
             )
             entry = shards.read_entry(folder, path.name)
             assert entry is not None  # just written
@@ -197,6 +230,7 @@ def _encode_shard(
     autoencoder: LatentAutoencoder,
     settings: EncodeSettings,
     batch: int,
+    guides: Guides,
     *,
     on_samples: Callable[[int], Any],
 ) -> None:
@@ -213,6 +247,7 @@ def _encode_shard(
                 settings=settings,
                 downscale=autoencoder.downscale,
                 channels=autoencoder.latent_channels,
+                guides=guides,
                 rng=rng,
             )
         except UnsuitableError as error:
@@ -261,6 +296,7 @@ def prepare(
     downscale: int,
     channels: int,
     rng: np.random.Generator,
+    guides: Guides = NO_GUIDES,
 ) -> _Prepared:
     """Pictures at their size, cameras as ray maps, and the texts and tags of the prompt.
 
@@ -268,7 +304,9 @@ def prepare(
       SampleError: a field is missing, lists differ in length, or frames that should lie on each
         other have different aspect ratios.
     """
-    missing = [k for k in (*(f.field for f in task.frames), *task.prompt_fields) if k not in sample]
+    region = task.region if guides.regions else ""
+    wanted = (*(f.field for f in task.frames), *task.prompt_fields, *filter(None, [region]))
+    missing = [field for field in wanted if field not in sample]
     if missing:
         raise SampleError(f"a sample has no field {', '.join(missing)}; it has {sorted(sample)}")
     fields = {
@@ -299,7 +337,29 @@ def prepare(
             own = Placement.center(value.size, size=shared.size)
             value = _place(frame, value, shared if number < num_single else own)
         frames.append(value)
-    return _Prepared(frames, texts, tags)
+    features = None
+    if guides.identity is not None:
+        assets = [np.asarray(v) for frame, v in sequence if frame.role == Role.ASSET]
+        features = np.zeros((0, guides.identity.dim), np.float32)
+        if assets:
+            features = np.concatenate([guides.identity(asset[None]) for asset in assets])
+    return _Prepared(
+        frames,
+        texts,
+        tags,
+        region=_region(sample[region], shared, downscale=downscale) if region else None,
+        features=features,
+    )
+
+
+def _region(picture: Image.Image, placement: Placement, *, downscale: int) -> np.ndarray:
+    """A map drawn white on black as shares of latent pixels."""
+    try:
+        placed = CODECS["mask"].read(CODECS["rgb"].draw(placement.map(np.asarray(picture))))
+    except MisalignedError as error:
+        raise SampleError(f"misaligned: the region of {error}") from None
+    height, width = placed.shape
+    return fit_mask(placed, grid=(height // downscale, width // downscale))
 
 
 def _place(frame: FrameSpec, picture: Image.Image, placement: Placement) -> np.ndarray:
@@ -349,4 +409,11 @@ def encode_examples(
             for f, frame in enumerate(example.frames)  # a ray frame is exact
         ]
         means, stds = ([pair[i] for pair in pairs] for i in range(2))
-        yield EncodedExample(means, stds, example.texts, example.tags)
+        yield EncodedExample(
+            means,
+            stds,
+            example.texts,
+            example.tags,
+            region=example.region,
+            features=example.features,
+        )

@@ -35,7 +35,8 @@ from unidiff_jax.types import Role
 
 Item = Mapping[str, Any]
 """Fields of one training item: arrays for frames, strings for the prompt. An item that was encoded
-before holds `latents`, one (h, w, c) array a frame, and `stds` where these are posteriors' means.
+before holds `latents`, one (h, w, c) array a frame, and `stds` where these are posteriors' means;
+for guidance on channels also its region on that grid, and `features` of its reference objects.
 """
 
 
@@ -211,6 +212,11 @@ class ExampleMaker:
         parts["guide"] = Guide(blank, blank[..., 0])
         if guided:
             grid = blank.shape[:2]
+            if task.region and task.region not in item:
+                raise ConfigError(
+                    f"examples of task {task.name!r} have no {task.region!r}, which guidance on "
+                    "channels needs: encode them with data.guidance='channels'"
+                )
             mask = fit_mask(item[task.region], grid=grid) if task.region else np.ones(grid)
             parts["guide"] = Guide(latents(given)[0] if given else blank, mask)
         if self.identity is None:
@@ -225,7 +231,14 @@ class ExampleMaker:
         if missing and not free:
             raise ValueError(f"the prompt names no IMG{missing[0]}, nor {PLACEHOLDER} for it")
         number = {name: place for place, name in enumerate(names, start=1)}
-        features = item.get("features") or [self.identity(values[i][None])[0] for i in assets]
+        features = item.get("features")
+        if features is None:
+            if encoded and assets:
+                raise ConfigError(
+                    f"examples of task {task.name!r} have no features of their reference objects: "
+                    "encode them with data.identity"
+                )
+            features = [self.identity(values[i][None])[0] for i in assets]
         return parts | {
             "assets": np.asarray(features, np.float32).reshape(-1, self.identity.dim),
             "text_assets": [number.get(name, 0) for name in text.names],

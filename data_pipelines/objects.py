@@ -45,12 +45,15 @@ def cover(
     picture: UInt8[np.ndarray, "h w 3"], masks: Sequence[Bool[np.ndarray, "h w"]]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with grey boxes over things."""
-    return np.where(boxes(masks)[..., None], np.uint8(HOLE_GREY), picture)
+    hole = boxes(masks, shape=picture.shape[:2])
+    return np.where(hole[..., None], np.uint8(HOLE_GREY), picture)
 
 
-def boxes(masks: Sequence[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"]:
-    """The bounding boxes of masks, filled; at least one mask."""
-    filled = np.zeros(masks[0].shape, bool)
+def boxes(
+    masks: Sequence[Bool[np.ndarray, "h w"]], *, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "h w"]:
+    """The bounding boxes of masks of a shape, filled."""
+    filled = np.zeros(shape, bool)
     for mask in masks:
         filled[box_of(mask)] = True
     return filled

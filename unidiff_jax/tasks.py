@@ -8,7 +8,7 @@ depth to image) are the same frames with another `generate`.
 A frame is filled from the field of the same name of a source's item (`data_pipelines`), drawn as
 RGB by its `codec` (`unidiff_jax.frames.CODECS`).
 
-Prompts are format strings over the item's fields, in one of two styles (`STYLES`). `token`
+Prompts are format strings over the item's fields, in one of the styles `STYLES`. `token`
 (OneDiffusion) begins with the task's token. `context` (UniReal section 3.1) has three parts: tags
 that say what kind of example it is and are shared by tasks on purpose, a base prompt in plain words
 that calls frames by name (IMG1, RES1: `frames.frame_names`), and the frames' roles, which are
@@ -395,6 +395,19 @@ TASKS: dict[str, Task] = {
             base="the pose map of IMG1",
             tags=("perception task",),
             metric="psnr",
+        ),
+        Task(
+            id=23,
+            name="personalize",
+            title="Identity-preserving generation",
+            frames=(_LATER, _ASSET),
+            generate=("later",),
+            prompt="[[subject_driven]] {slots}",
+            short="id",
+            base="{slots}",
+            tags=("with reference object",),
+            metric="identity",
+            repeats=1,
         ),
     )
 }

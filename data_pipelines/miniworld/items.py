@@ -167,7 +167,7 @@ class MiniWorldSource:
             if has_canvas:
                 masks = [record.instance[last] == body["id"] for body in found]
                 item["canvas"] = objects.cover(record.rgb[last], masks)
-                item["hole"] = objects.boxes(masks)
+                item["hole"] = objects.boxes(masks, shape=masks[0].shape)
         return item
 
 
@@ -188,7 +188,7 @@ def cut_hole(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Base picture with a grey box around one object, and the box as a mask."""
     body = _choose(record.scenes[0]["objects"], rng)
     mask = record.instance[0] == body["id"]
-    return objects.cover(record.rgb[0], [mask]), objects.boxes([mask])
+    return objects.cover(record.rgb[0], [mask]), objects.boxes([mask], shape=mask.shape)
 
 
 def cut_out(record: Record, image: int, body: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from unidiff_jax.tasks import Task
 
 _FIELDS = frozenset(
     "image caption depth mask expression source edited instruction earlier later change layout "
-    "holed assets references canvas changed".split()
+    "holed hole assets references canvas changed".split()
 )
 _VIEW_FIELDS = ("views", "cameras", "caption")
 
@@ -41,6 +41,8 @@ class MiniWorldPictures:
         """
         self._source, self._task = MiniWorldSource(folder, split=split), task
         self._codecs = {frame.field: frame.codec for frame in task.frames}
+        if task.region:
+            self._codecs[task.region] = "mask"
         self._indices = range(len(self._source))
         if "cameras" in self._codecs:
             self._indices = [i for i in self._indices if _has_views(self._source[i])]

@@ -79,7 +79,8 @@ class PairSource:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return (*(frame.field for frame in self._task.frames), *self._task.prompt_fields)
+        frames = (frame.field for frame in self._task.frames)
+        return (*frames, *self._task.prompt_fields, *filter(None, [self._task.region]))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -98,6 +99,8 @@ class PairSource:
         sample = build(pair, task=self._task, rng=rng)
         for frame in self._task.frames:
             sample[frame.field] = draw_field(sample[frame.field], codec=frame.codec)
+        if region := self._task.region:
+            sample[region] = draw_field(sample[region], codec="mask")
         return sample
 
 
@@ -147,6 +150,7 @@ def _insert(pair: Pair, rng: np.random.Generator) -> Fields:
     return {
         "later": pair.frames[1],
         "canvas": objects.cover(pair.frames[1], [pair.masks[1] == thing]),
+        "hole": objects.boxes([pair.masks[1] == thing], shape=pair.masks[1].shape),
         "assets": [objects.cut_out(pair.frames[0], pair.masks[0] == thing)],
         # the canvas is IMG1
         "references": objects.name_references([pair.names[thing]], first=2),
@@ -166,6 +170,7 @@ def _inpaint(pair: Pair, rng: np.random.Generator) -> Fields:
     return {
         "image": pair.frames[n],
         "holed": objects.cover(pair.frames[n], [pair.masks[n] == thing]),
+        "hole": objects.boxes([pair.masks[n] == thing], shape=pair.masks[n].shape),
         "caption": _caption(pair),
     }
 
@@ -220,7 +225,7 @@ def _condition(field: str) -> Builder:
 
     def make(pair: Pair, rng: np.random.Generator) -> Fields:
         frame = _choose(pair.frames, rng)
-        made = CONDITIONS[field](Image.fromarray(frame), rng)
+        made = CONDITIONS[field](Image.fromarray(frame), rng)[field]
         return {"image": frame, field: np.asarray(made)}
 
     return make

@@ -9,7 +9,13 @@ from PIL import Image
 
 from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedError, EncodedExample, EncodedSource
-from data_pipelines.encoder import EncodeSettings, TooManySkippedError, encode_dataset, split_plan
+from data_pipelines.encoder import (
+    EncodeSettings,
+    Guides,
+    TooManySkippedError,
+    encode_dataset,
+    split_plan,
+)
 from data_pipelines.sources.base import SampleError
 from data_pipelines.sources.tags import AddedTags
 from unidiff_jax import cameras
@@ -84,6 +90,45 @@ def test_a_record_survives():
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.float32
     assert found.texts == example.texts and found.tags == example.tags
+
+
+class Inserts:
+    """Raw samples of an insertion whose hole is the upper half."""
+
+    def __len__(self):
+        return 6
+
+    def sample(self, index, rng):
+        picture = Image.new("RGB", (64, 64), (index, 0, 0))
+        hole = Image.new("RGB", (64, 64))
+        hole.paste((255, 255, 255), (0, 0, 64, 32))
+        asset = Image.new("RGB", (20, 10), (10 * index, 1, 2))
+        return {"later": picture, "canvas": picture, "hole": hole, "assets": [asset]} | {
+            "references": "the thing of IMG2"
+        }
+
+
+class Colour:
+    """An identity encoder: the mean colour."""
+
+    dim = 3
+
+    def __call__(self, pictures):
+        return pictures.mean(axis=(1, 2), dtype=np.float32)
+
+
+def test_what_guides_on_channels_is_encoded_too(tmp_path):
+    task, settings = get_task("insert"), dataclasses.replace(SETTINGS, validation=1)
+    guides = Guides(regions=True, identity=Colour(), origin={"encoder": "colour"})
+    encode(tmp_path, Inserts(), task=task, settings=settings, guides=guides)
+    source = EncodedSource([tmp_path], task=task, split="train")
+    for index in range(len(source)):
+        item = source.item(source[index], task, np.random.default_rng(0))
+        np.testing.assert_array_equal(item["hole"], np.repeat([1, 1, 0, 0], 4).reshape(4, 4))
+        number = round((float(item["latents"][0][0, 0, 0]) + 1) * 127.5)
+        np.testing.assert_allclose(item["features"], [[10 * number, 1, 2]])
+    with pytest.raises(ConfigError, match="begun"):
+        encode(tmp_path, Inserts(), task=task, settings=settings)
 
 
 @pytest.mark.parametrize("blob", [b"", b"1234567", b"\xff" * 64, (5).to_bytes(8, "little") + b"{}"])

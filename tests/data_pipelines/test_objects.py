@@ -133,7 +133,7 @@ class OneRecord(MiniWorldSource):
     [
         ("inpaint", "4d8cdf3becc1efcd"),
         ("customize", "3a3ae8251da144f9"),
-        ("insert", "167dd46055c27838"),
+        ("insert", "61a460bcc2d01a02"),
         ("layout_to_image", "2157fc761b02cfd5"),
     ],
 )

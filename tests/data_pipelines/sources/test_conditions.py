@@ -35,8 +35,9 @@ class One:
 def make(name, seed=0, picture=None):
     picture = picture or scene()
     made = CONDITIONS[name](picture, np.random.default_rng(seed))
-    assert made.mode == "RGB" and made.size == picture.size
-    return np.asarray(made).astype(int)
+    assert tuple(made) == CONDITIONS[name].fields
+    assert all(one.mode == "RGB" and one.size == picture.size for one in made.values())
+    return np.asarray(next(iter(made.values()))).astype(int)
 
 
 def detail(rgb):
@@ -64,6 +65,20 @@ def test_holes_are_black_boxes_and_the_rest_is_kept():
         np.testing.assert_array_equal(after[~hole], before[~hole])
         shares.append(hole.mean())
     assert 0.02 < min(shares) < max(shares) <= 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("holed", 0.02, 0.75), ("outpaint", 0.36, 0.84)]
+)
+def test_the_hole_is_where_the_picture_is_black(name, least, most):
+    shares = []
+    for seed in range(20):
+        made = CONDITIONS[name](scene(), np.random.default_rng(seed))
+        hole = np.asarray(made["hole"])
+        assert set(np.unique(hole)) == {0, 255}
+        np.testing.assert_array_equal(np.asarray(made["holed"]) == 0, hole == 255)
+        shares.append((hole == 255).mean())
+    assert least < min(shares) < max(shares) < most
 
 
 def test_edges_are_black_and_white_and_lie_on_the_disc():

@@ -22,14 +22,14 @@ channels of the noisy latents, so that no task is longer than another; features 
 the place of a word; flow matching; sizes of 416 M, 1.8 B and 3.7 B parameters; 400,000, 400,000 and
 40,000 steps of 512 pictures; in the second stage 47 % editing, 20 % filling holes, 3 % depth, pose
 and referring segmentation, 2 % layouts, and words alone for the rest; in the third as much identity
-as all the others; the data sets; guidance by words and by pictures; prompts that begin with `<t2i>`,
-`<ie>`, `<depth>`, `<lg>`.
+as all the others; the data sets; guidance by words and by pictures; prompts that begin with
+`<t2i>`, `<ie>`, `<depth>`, `<lg>`.
 
 Not known, chosen here:
 
-- Widths and depths: 960 x 18, 1920 x 20, 2304 x 29, heads of 96, and one modulation a stream for all
-  blocks, which DiT-Air (arXiv:2503.10618, of the same group) found to cost nothing: 414 M, 1.80 B,
-  3.73 B parameters (`tests/test_configs.py` counts them). Blocks are this project's.
+- Widths and depths: 960 x 18, 1920 x 20, 2304 x 29, heads of 96, and one modulation a stream for
+  all blocks, which DiT-Air (arXiv:2503.10618, of the same group) found to cost nothing: 414 M,
+  1.80 B, 3.73 B parameters. Blocks are this project's.
 - T5 1.1 XL and SD3's autoencoder with patches of 2 x 2, as in the other recipes. 256 pixels in the
   first stage's rows and 512 in the others'.
 - Mask: 1 where the picture is to be made; 1 everywhere without a hole, in editing too, of which the

@@ -63,4 +63,5 @@ PLANS = {
     "unireal-256-v5p-slices": Plan(
         "configs/unireal.py:stage=256,mesh=slices2", "v5p:4x4x4", num_slices=2, settings=_DOTS
     ),
+    "univg-xl-v5e": Plan("configs/univg.py:stage=multitask,size=XL", "v5e:8x8"),
 }

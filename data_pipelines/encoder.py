@@ -164,7 +164,7 @@ def encode_dataset(
             "settings": dataclasses.asdict(settings),
             "origin": dict(origin),
             "autoencoder": autoencoder.identity,
-            **({"guides": guides.origin} if guides.origin else {}),
+            "guides": dict(guides.origin) if guides.regions else None,
             "raw_samples": len(source),
             "shards": {split: len(parts) for split, parts in plan.items()},
         },

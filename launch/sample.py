@@ -6,6 +6,11 @@
     python -m launch.sample --task depth_to_image --given depth=depth.png \\
         --prompt "a red cube on a grey floor" --out picture.png
 
+Maps for a benchmark: --values writes depth with 16 bits a pixel and a mask in one channel, and the
+same numbers as .npy.
+
+    python -m launch.sample --task depth --image photo.png --out depth.png --values
+
 A model that was trained on prompts in three parts (`data.prompts=context`) takes each from the task
 unless it is given; the given pictures are IMG1, IMG2, ... in the task's order:
 
@@ -18,13 +23,13 @@ unless it is given; the given pictures are IMG1, IMG2, ... in the task's order:
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 from etils import epath
-from PIL import Image
 
 from launch import command
 from unidiff_jax.paths import as_path, written_whole
-from unidiff_jax.sample.images import InputError
+from unidiff_jax.sample.images import InputError, write_values
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.sample.solvers import SOLVERS
 from unidiff_jax.tasks import TASKS, Task
@@ -44,9 +49,13 @@ def define_flags() -> None:
     flags.DEFINE_string("base_prompt", None, "The prompt's words, in place of the task's.")
     flags.DEFINE_list("tags", None, "The prompt's context tags, in place of the task's.")
     flags.DEFINE_string("out", "out.png", "Picture to write: PNG, JPEG or WebP.")
+    flags.DEFINE_boolean("values", False, "Write maps as they are scored, and as .npy.")
     flags.DEFINE_integer("num_steps", None, "Solver steps.", lower_bound=1)
     flags.DEFINE_enum("solver", None, SOLVERS, "Solver.")
     flags.DEFINE_float("guidance", None, "Scale of the text; 1 is none.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "image_guidance", None, "Scale of pictures on channels; 1 is none.", lower_bound=0.0
+    )
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
     flags.DEFINE_integer("step", None, "Checkpoint; none is the newest.", lower_bound=1)
 
@@ -61,7 +70,8 @@ def main(argv: list[str]) -> None:
     words = ("prompt", "full_prompt", "base_prompt")
     if sum(values[name].value is not None for name in words) > 1:
         raise InputError(f"give one of {', '.join(f'--{name}' for name in words)}")
-    paths = output_paths(values.out, fields=task.generate)
+    suffixes = SUFFIXES[:1] if values.values else SUFFIXES
+    paths = output_paths(values.out, fields=task.generate, suffixes=suffixes)
     fields = given_fields(task, image=values.image, given=values.given)
     if values.full_prompt is None and values.base_prompt is None:
         fields |= text_fields(task, prompt=values.prompt)
@@ -77,6 +87,8 @@ def main(argv: list[str]) -> None:
         num_steps=values.num_steps,
         solver=values.solver,
         guidance=values.guidance,
+        image_guidance=values.image_guidance,
+        as_values=values.values,
         **fields,
     )
     save(made, paths=paths)
@@ -145,25 +157,30 @@ def text_fields(task: Task, *, prompt: str | None) -> dict[str, str]:
     return {task.prompt_fields[0]: prompt}
 
 
-def output_paths(out: str, *, fields: Sequence[str]) -> dict[str, epath.Path]:
+def output_paths(
+    out: str, *, fields: Sequence[str], suffixes: Sequence[str] = SUFFIXES
+) -> dict[str, epath.Path]:
     """Where each generated frame goes: `out` for one, `out_FIELD` for several.
 
     Raises:
-      InputError: a name that no picture format has.
+      InputError: a name that ends in none of `suffixes`.
     """
     path = as_path(out)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"--out {out}: the name must end in {', '.join(suffixes)}")
     if len(fields) == 1:
         return {fields[0]: path}
     return {field: path.with_stem(f"{path.stem}_{field}") for field in fields}
 
 
-def save(made: dict[str, Image.Image], *, paths: dict[str, epath.Path]) -> None:
+def save(made: dict[str, Any], *, paths: dict[str, epath.Path]) -> None:
     """Writes the frames and prints their paths."""
-    for field, picture in made.items():
+    for field, frame in made.items():
+        if isinstance(frame, np.ndarray):
+            print(*write_values(frame, paths[field]), sep="\n")
+            continue
         with written_whole(paths[field]) as file:
-            picture.save(file)
+            frame.save(file)
         print(paths[field])
 
 

@@ -127,7 +127,7 @@ def test_what_guides_on_channels_is_encoded_too(tmp_path):
         np.testing.assert_array_equal(item["hole"], np.repeat([1, 1, 0, 0], 4).reshape(4, 4))
         number = round((float(item["latents"][0][0, 0, 0]) + 1) * 127.5)
         np.testing.assert_allclose(item["features"], [[10 * number, 1, 2]])
-    with pytest.raises(ConfigError, match="begun"):
+    with pytest.raises(ConfigError, match=r"guides was .*colour.*, now None"):
         encode(tmp_path, Inserts(), task=task, settings=settings)
 
 

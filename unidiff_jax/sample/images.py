@@ -7,10 +7,11 @@ import zlib
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unidiff_jax.frames import CODECS
-from unidiff_jax.paths import as_path
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 
 MAX_SIDE = 16384
 MAX_PIXELS = 2**26
@@ -57,6 +58,39 @@ def to_picture(rgb: np.ndarray, *, codec: str, size: tuple[int, int]) -> Image.I
     clean = CODECS[codec].draw(CODECS[codec].read(rgb))
     picture = Image.fromarray(CODECS["rgb"].read(clean))
     return picture if picture.size == size else picture.resize(size)
+
+
+def write_values(values: np.ndarray, path: AnyPath) -> list[epath.Path]:
+    """Writes a frame as its codec reads it, for a benchmark to score.
+
+    Args:
+      values: depth as float (h, w) in [0, 1], a mask as bool (h, w), or uint8 (h, w, 3).
+      path: of a PNG; maps also get a `.npy` of the same name. Depth has 16 bits a pixel
+        (65535 is 1), a mask is 0 and 255 in one channel.
+
+    Returns:
+      The files.
+
+    Raises:
+      InputError: another kind of file, which would not keep the values.
+    """
+    path = as_path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: values are kept by a .png alone")
+    if values.ndim == 3:
+        picture = Image.fromarray(values)
+    elif values.dtype == bool:
+        picture = Image.fromarray(values.astype(np.uint8) * np.uint8(255))
+    else:
+        picture = Image.fromarray(np.round(values * 65535.0).astype(np.uint16))
+    with written_whole(path) as file:
+        picture.save(file)
+    if values.ndim == 3:
+        return [path]
+    array = path.with_suffix(".npy")
+    with written_whole(array) as file, file.open("wb") as opened:
+        np.save(opened, values, allow_pickle=False)
+    return [path, array]
 
 
 def open_picture(source: Any) -> Image.Image:

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
@@ -163,8 +162,9 @@ class Pipeline:
         solver: str | None = None,
         guidance: float | None = None,
         image_guidance: float | None = None,
+        as_values: bool = False,
         **fields: Any,
-    ) -> dict[str, Image.Image]:
+    ) -> dict[str, Any]:
         """Runs one task on one example.
 
         Args:
@@ -180,6 +180,8 @@ class Pipeline:
           guidance: text scale.
           image_guidance: scale of given pictures, where they are on channels
             (`data.guidance=channels`).
+          as_values: whether frames come as their codecs read them, in place of pictures: depth as
+            float32 (h, w) in [0, 1], a mask as bool (h, w), a picture as uint8 (h, w, 3).
           **fields: the task's given frames (path, PIL picture or array, by field name; a list of
             them where the task repeats the frame) and the text fields of its prompt, such as
             caption="a red cube".
@@ -212,7 +214,6 @@ class Pipeline:
             example = self.maker.example(spec, item, example_id=1, prompt=prompt)
         except ValueError as error:  # too long for the model, or a part that its prompts lack
             raise InputError(str(error)) from None
-        size = self.config.image_size
         made = self.generate(
             [(spec, example)],
             seeds=[seed],
@@ -221,8 +222,12 @@ class Pipeline:
             guidance=guidance,
             image_guidance=image_guidance,
         )[0][0]
+        codecs = {frame.field: frame.codec for frame in spec.frames}
+        if as_values:
+            return {field: CODECS[codecs[field]].read(frame) for field, frame in made.items()}
+        size = (self.config.image_size, self.config.image_size)
         return {
-            field: to_picture(frame, codec=_codec(spec, field), size=(size, size))
+            field: to_picture(frame, codec=codecs[field], size=size)
             for field, frame in made.items()
         }
 
@@ -368,10 +373,6 @@ def _with_roles(task: Task, roles: Mapping[str, str]) -> Task:
         for frame in task.frames
     )
     return dataclasses.replace(task, frames=frames)
-
-
-def _codec(task: Task, field: str) -> str:
-    return next(frame.codec for frame in task.frames if frame.field == field)
 
 
 def _round_up(count: int, multiple: int) -> int:

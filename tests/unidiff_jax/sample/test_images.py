@@ -12,6 +12,7 @@ from unidiff_jax.sample.images import (
     load_image,
     open_picture,
     to_picture,
+    write_values,
 )
 
 SIDE = 16
@@ -196,3 +197,23 @@ def test_damaged_bytes_give_a_picture_or_one_error(saved, name):
             assert decode_picture(data.tobytes()).mode == "RGB"
         except InputError:
             pass
+
+
+def test_values_are_kept_to_the_last_bit_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0, 1, (5, 7)).astype(np.float32)
+    picture, array = write_values(depth, tmp_path / "depth.png")
+    with Image.open(picture) as opened:
+        assert opened.mode.startswith("I;16") or opened.mode == "I"
+        np.testing.assert_allclose(np.asarray(opened) / 65535.0, depth, atol=0.5 / 65535 + 1e-7)
+    np.testing.assert_array_equal(np.load(array), depth)
+    mask = rng.uniform(size=(5, 7)) > 0.5
+    picture, array = write_values(mask, tmp_path / "mask.png")
+    with Image.open(picture) as opened:
+        assert opened.mode == "L"
+        np.testing.assert_array_equal(np.asarray(opened), mask * 255)
+    np.testing.assert_array_equal(np.load(array), mask)
+    rgb = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert [p.name for p in write_values(rgb, tmp_path / "rgb.png")] == ["rgb.png"]
+    with pytest.raises(InputError, match=r"\.png alone"):
+        write_values(depth, tmp_path / "depth.jpg")

@@ -56,19 +56,19 @@ SIZES = {"B": (960, 18), "L": (1920, 20), "XL": (2304, 29)}
 STAGES: dict[str, dict[str, Any]] = {
     "foundation": {
         "size": 256,
-        "row": {"tokens": 1024, "frames": 5, "segments": 5, "text": 640},
+        "row": {"tokens": 1024, "frames": 5, "segments": 5, "text": 640, "assets": 13},
         "batch_rows": 128,
         "num_steps": 400_000,
     },
     "multitask": {
         "size": 512,
-        "row": {"tokens": 4096, "frames": 5, "segments": 5, "text": 640},
+        "row": {"tokens": 4096, "frames": 5, "segments": 5, "text": 640, "assets": 13},
         "batch_rows": 128,
         "num_steps": 400_000,
     },
     "identity": {
         "size": 512,
-        "row": {"tokens": 4096, "frames": 5, "segments": 5, "text": 640},
+        "row": {"tokens": 4096, "frames": 5, "segments": 5, "text": 640, "assets": 13},
         "batch_rows": 128,
         "num_steps": 40_000,
     },
@@ -242,4 +242,4 @@ def _shrink(config: ConfigDict, *, steps: int) -> None:
         | {"samples": 1}
         for task in data.tasks
     }
-    data.row = {"tokens": 64, "frames": 5, "segments": 5, "text": 384}
+    data.row = {"tokens": 64, "frames": 5, "segments": 5, "text": 384, "assets": 13}

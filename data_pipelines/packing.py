@@ -26,8 +26,7 @@ def pack(
             if len(value) > lengths[key]:
                 raise ConfigError(
                     f"an example needs {len(value)} {key} and a row holds {lengths[key]}: raise "
-                    f"data.row (now tokens={size.tokens}, frames={size.frames}, "
-                    f"segments={size.segments}, text={size.text})"
+                    f"data.row (now {', '.join(f'{k}={v}' for k, v in size._asdict().items())})"
                 )
         return example
 

@@ -103,7 +103,7 @@ def mixed_examples(count: int = 6) -> list[Example]:
 
 def packed(examples: list[Example], size: RowSize | None = None) -> Batch:
     """Several examples a row."""
-    return pack_rows(examples, size=size or RowSize(24, 8, 5, 12))[0]
+    return pack_rows(examples, size=size or RowSize(24, 8, 5, 12, 5))[0]
 
 
 def alone(examples: list[Example], size: RowSize | None = None) -> Batch:

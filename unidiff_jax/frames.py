@@ -283,12 +283,15 @@ def frame_names(task: Task, count: int) -> list[int]:
 
 
 class RowSize(NamedTuple):
-    """Capacity of a row: image tokens, frames, examples and text tokens (tables count padding)."""
+    """Capacity of a row: image tokens, frames, examples, text tokens and references with features
+    (tables count padding).
+    """
 
     tokens: int
     frames: int
     segments: int
     text: int
+    assets: int = 1
 
     def lengths(self) -> dict[str, int]:
         """Packing capacity of each array of an `Example`."""
@@ -306,7 +309,7 @@ class RowSize(NamedTuple):
             "visual": self.tokens,
             "mask": self.tokens,
             "text_asset": self.text,
-            "asset_table": self.frames - 1,
+            "asset_table": self.assets - 1,
         }
 
 

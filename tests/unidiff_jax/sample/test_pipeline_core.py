@@ -16,7 +16,7 @@ from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.pipeline import sample_tokens
 from unidiff_jax.text import END
 
-SIZE = RowSize(24, 8, 5, 12)
+SIZE = RowSize(24, 8, 5, 12, 3)
 EXAMPLES = tiny.mixed_examples(5)
 
 

@@ -11,7 +11,9 @@
 | slots | the caption with `captions.PLACEHOLDER` for each of those things, in order of `assets` |
 | views, captions, name | scenes of one thing in the same look, what each shows, and its name |
 
-`identity` takes subjects of several looks alone: there words do not tell which look is meant.
+A task whose prompt has `slots`, but no frames of `assets`, gets one of these all the same: for its
+features, which stand at the placeholder. `identity` takes subjects of several looks alone: there
+words do not tell which look is meant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +27,20 @@ from data_pipelines.subjects.names import are_apart, has_side
 from data_pipelines.subjects.records import Subject, SubjectError, decode_subject, open_subjects
 from data_pipelines.subjects.scenes import Scene, draw_asset, draw_scene
 from unidiff_jax.paths import AnyPath
-from unidiff_jax.tasks import Task
+from unidiff_jax.tasks import TASKS, Task
 
-TASK_NAMES = (
-    "text_to_image",
-    "segment",
-    "inpaint",
-    "identity",
-    "subject",
-    "customize",
-    "insert",
+_FIELDS = frozenset(
+    "image caption mask expression holed later assets references canvas slots views captions "
+    "name".split()
 )
+
+
+def can_fill(task: Task) -> bool:
+    """Whether scenes have what a task's frames and prompts ask for."""
+    return {frame.field for frame in task.frames} | {*task.prompt_fields} <= _FIELDS
+
+
+TASK_NAMES = tuple(name for name, task in TASKS.items() if can_fill(task))
 """Tasks whose fields scenes can fill."""
 
 SCENES = 8
@@ -107,7 +112,8 @@ class SubjectScenes:
         `instance` (uint8 (h, w), 1 + number of the thing), `shown` (numbers of the things that the
         item is about, in the order of `assets`) and, with `holed`, the `hole` (bool (h, w)).
         """
-        fields = {frame.field for frame in task.frames}
+        frames = {frame.field for frame in task.frames}
+        fields = frames | {*task.prompt_fields}
         if "views" in fields:
             few = task.name == "identity" and len(record.looks) < MIN_LOOKS
             return None if few else self._views(record, rng)
@@ -135,12 +141,14 @@ class SubjectScenes:
             item["hole"] = np.zeros(mask.shape, bool)
             item["hole"][objects.box_of(mask)] = True
             item["shown"] = [one]
-        if "assets" in fields:
+        if "later" in fields:
+            item["later"] = scene.picture
+        if {"assets", "slots"} & fields:
             has_canvas = "canvas" in fields
-            count = 1 if has_canvas else int(rng.integers(1, len(things) + 1))
-            chosen = set(rng.permutation(len(things))[:count].tolist())
-            shown = [one] if has_canvas else [i for i in order if i in chosen]
-            item["later"], item["shown"] = scene.picture, shown
+            alone = has_canvas or "assets" not in frames
+            count = 1 if alone else int(rng.integers(1, len(things) + 1))
+            chosen = {one, *rng.permutation(len(things))[: count - 1].tolist()}
+            item["shown"] = shown = [i for i in order if i in chosen]
             item["assets"] = [self._asset(*things[i], rng) for i in shown]
             item["references"] = objects.name_references(
                 [words[i] for i in shown], first=2 if has_canvas else 1

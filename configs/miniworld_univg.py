@@ -72,7 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         else {"tokens": 64, "frames": 2, "segments": 2, "text": 64, "assets": 4}
     }
     if not is_frames:
-        config.data.identity = {"encoder": "pixels", "path": "", "dim": 0}
+        config.data.identity = {"encoder": "pixels", "path": "", "dim": 256}
     config.data.subjects = {"tasks": ("personalize",), "folder": "data/subjects-32"}
     config.sample.image_guidance = 1.0
     if args.tiny:

@@ -13,7 +13,7 @@ frozen. `launch.encode` turns the pictures of `data.sources` into latents once.
 | size | `B`, `L`, `XL` |
 | weights | folder in the released layout |
 | start | workdir of the stage before, whose averaged weights this one starts from; empty: random |
-| identity | encoder of reference objects, see `data_pipelines.identity` |
+| identity | ONNX file of the network that reads references (512 numbers, as ArcFace); empty: pixels |
 | tiny | sizes of `launch.tiny_onediffusion`, minutes on a CPU, on MiniWorld pictures |
 
 The paper's full text was not at hand: the facts are those that others write of it. From them: two
@@ -130,8 +130,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         size="XL",
         weights="weights/onediffusion",
         start="",
-        identity="pixels",
-        dim=0,
+        identity="",
         tiny=False,
         steps=0,
         mesh="fsdp",
@@ -189,7 +188,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "prompts": "short",
         "roles": True,
         "guidance": "channels",
-        "identity": {"encoder": args.identity, "path": "", "dim": args.dim},
+        "identity": {
+            "encoder": "onnx" if args.identity else "pixels",
+            "path": args.identity,
+            "dim": 512 if args.identity else 256,
+        },
         "caption_dropout": 0.1,
         "visual_dropout": 0.5,
         "shift": 3.0,

@@ -23,10 +23,13 @@ from data_pipelines.mixture import (
     stable_id,
 )
 from data_pipelines.packing import batch_rows, pack
+from data_pipelines.subjects import items as subject_items
+from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import weights_digest
 from unidiff_jax.frames import RowSize, pack_rows
+from unidiff_jax.identity import IdentityEncoder, make_identity_encoder
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.processes import ALL, DataShare
@@ -45,16 +48,18 @@ request of its own and takes tens of milliseconds."""
 
 
 def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
-    """Each task's records: of encoded folders where the config names `data.sources`, and of
-    MiniWorld otherwise.
+    """Each task's records: of encoded folders where the config names `data.sources`, and otherwise
+    of the kind that `source_kinds` says.
 
     Raises:
       ConfigError: a task without a data set, or a data set of an unknown task.
-      EncodedError, RecordsError: records are missing or damaged.
+      EncodedError, RecordsError, SubjectError: records are missing or damaged.
     """
     names = [mix.task.name for mix in parse_mixture(config.data.tasks)]
     if "sources" not in config.data:
-        return dict.fromkeys(names, make_miniworld(config, split=split))
+        kinds = source_kinds(config)
+        opened = {kind: _KINDS[kind](config, split=split) for kind in dict.fromkeys(kinds.values())}
+        return {name: opened[kind] for name, kind in kinds.items()}
     folders: dict[str, list[epath.Path]] = {name: [] for name in names}
     for name, settings in config.data.sources.items():
         if settings.task in folders:
@@ -71,6 +76,38 @@ def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
     }
 
 
+def source_kinds(config: ConfigDict) -> dict[str, str]:
+    """What each task's pictures are of: `data.kind` (miniworld, also where there is none, or
+    subjects), and subjects for the tasks in `data.subjects.tasks`, whose folder is
+    `data.subjects.folder`.
+
+    Raises:
+      ConfigError: an unknown kind, or a task that subjects have nothing for.
+    """
+    kind = config.data.get("kind", "miniworld")
+    if kind not in _KINDS:
+        raise ConfigError(f"data.kind={kind!r} is unknown; one of {', '.join(_KINDS)}")
+    beside = config.data.subjects.tasks if "subjects" in config.data else ()
+    kinds = {
+        mix.task.name: "subjects" if mix.task.name in beside else kind
+        for mix in parse_mixture(config.data.tasks)
+    }
+    for name, kind in kinds.items():
+        if kind == "subjects" and name not in subject_items.TASK_NAMES:
+            raise ConfigError(
+                f"data.tasks.{name}: subjects have nothing for it; their tasks are: "
+                f"{', '.join(subject_items.TASK_NAMES)}"
+            )
+    return kinds
+
+
+def make_subjects(config: ConfigDict, *, split: str) -> SubjectScenes:
+    """The config's subjects, in `data.folder` or beside it."""
+    beside = config.data.get("kind", "miniworld") != "subjects"
+    folder = config.data.subjects.folder if beside else config.data.folder
+    return SubjectScenes(folder, split=split, size=config.image_size)
+
+
 def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
     """The config's MiniWorld records."""
     return MiniWorldSource(
@@ -82,13 +119,16 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
     )
 
 
+_KINDS = {"miniworld": make_miniworld, "subjects": make_subjects}
+
+
 def check_data(config: ConfigDict) -> None:
     """Opens the records and checks that tasks and sizes fit them.
 
     Raises:
       ConfigError: an unknown task, sizes that do not divide, fit a row or match the records, or a
         tokenizer without the names by which prompts call frames.
-      EncodedError, RecordsError: records are missing or damaged.
+      EncodedError, RecordsError, SubjectError: records are missing or damaged.
     """
     _check_shards(config)
     _check_names(config)
@@ -118,9 +158,11 @@ def check_data(config: ConfigDict) -> None:
                         f"of task {name!r} have {largest.channels}"
                     )
             else:
-                frames = len(get_task(name).frames)
+                task = get_task(name)
+                drawn = isinstance(source, SubjectScenes)
+                frames = subject_items.num_frames(task) if drawn else len(task.frames)
                 _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
-    if "sources" in config.data:
+    if "sources" in config.data or "miniworld" not in source_kinds(config).values():
         return
     for split in ("train", "validation"):
         height = make_miniworld(config, split=split)[0].rgb.shape[1]
@@ -155,7 +197,7 @@ def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> No
 
 def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call copies `init.tokenizer` or, where it is empty,
-    trains one on MiniWorld's captions.
+    trains one on what is said in MiniWorld and of subjects.
     """
     folder = as_path(folder)
     if (folder / "spiece.model").exists():
@@ -163,15 +205,24 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     if config.init.tokenizer:
         Tokenizer(config.init.tokenizer).save(folder)
     else:
-        source = make_miniworld(config, split="train")
-        count = min(len(source), TOKENIZER_RECORDS)
-        texts = sorted({text for i in range(count) for text in prompts(source[i])})
+drawn = ["miniworld"] if "sources" in config.data else source_kinds(config).values()
+        sources = [_KINDS[kind](config, split="train") for kind in dict.fromkeys(drawn)]
+        texts = sorted({text for source in sources for text in _texts(source)})
         style = prompt_style(config)
         words = [] if style == "token" else list(FRAME_NAMES)
         if style in ("token", "short"):
             words += sorted({mix.task.token(style) for mix in parse_mixture(config.data.tasks)})
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
     return Tokenizer(folder)
+
+
+def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
+    """What the first records say."""
+    for index in range(min(len(source), TOKENIZER_RECORDS)):
+        if isinstance(source, SubjectScenes):
+            yield from source.prompts(index, np.random.default_rng(index))
+        else:
+            yield from prompts(source[index])
 
 
 def make_autoencoder(config: ConfigDict) -> Autoencoder:
@@ -196,7 +247,26 @@ def make_maker(
         roles=config.data.get("roles", True),
         guidance=config.data.get("guidance", "frames"),
         visual_dropout=config.data.get("visual_dropout", 0.0),
+        identity=make_identity(config),
     )
+
+
+def make_identity(config: ConfigDict) -> IdentityEncoder | None:
+    """The encoder of reference objects, where given pictures are on channels.
+
+    Raises:
+      ConfigError: an encoder of another width than the config says.
+    """
+    settings = config.data.get("identity")
+    if not settings or config.data.get("guidance") != "channels":
+        return None
+    encoder = make_identity_encoder(settings)
+    if encoder.dim != settings.dim:
+        raise ConfigError(
+            f"data.identity.dim={settings.dim}, but the encoder {settings.encoder!r} has "
+            f"{encoder.dim}; for example --set data.identity.dim={encoder.dim}"
+        )
+    return encoder
 
 
 def text_origin(config: ConfigDict) -> dict[str, Any]:

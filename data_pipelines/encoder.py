@@ -25,11 +25,11 @@ from PIL import Image
 from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedExample, Largest
 from data_pipelines.geometry import MisalignedError, Placement, fit_whole
-from data_pipelines.identity import IdentityEncoder
 from data_pipelines.sources.base import RawSource, SampleError, UnsuitableError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, fit_mask
+from unidiff_jax.identity import IdentityEncoder
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder

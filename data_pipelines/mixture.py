@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from data_pipelines.identity import IdentityEncoder
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import (
     CODECS,
@@ -28,6 +27,7 @@ from unidiff_jax.frames import (
     made_alone,
     make_example,
 )
+from unidiff_jax.identity import IdentityEncoder
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import PLACEHOLDER, TASKS, FrameSpec, Task
 from unidiff_jax.text import END, Encoded, Tokenizer

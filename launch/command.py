@@ -171,6 +171,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.miniworld.manifest import RecordsError
     from data_pipelines.shards import ManifestError
     from data_pipelines.sources.base import SourceError
+    from data_pipelines.subjects.package import PackageError
+    from data_pipelines.subjects.records import SubjectError
     from unidiff_jax.evals.results import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
@@ -186,11 +188,13 @@ def _mendable() -> tuple[type[Exception], ...]:
         InputError,
         ManifestError,
         MappingError,
+        PackageError,
         PairError,
         RecordsError,
         ReportError,
         SourceError,
         StoppedError,
+        SubjectError,
         TooManySkippedError,
     )
 

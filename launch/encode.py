@@ -9,11 +9,14 @@ and listed in the shard's JSON file; when they are too many, the command stops a
 that have nothing for the task, such as a scene without an edit, are counted by reason.
 """
 
+import hashlib
+
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.encoder import EncodeSettings, encode_dataset
+from data_pipelines.build import make_identity
+from data_pipelines.encoder import EncodeSettings, Guides, encode_dataset
 from data_pipelines.sources.make import make_source
 from launch import command
 from unidiff_jax.config import ConfigError
@@ -48,6 +51,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
                 f"no data set {name!r}; data.sources has {', '.join(config.data.sources)}"
             )
     autoencoder = LatentAutoencoder(config.autoencoder.folder, dtype=config.autoencoder.dtype)
+    guides = make_guides(config)
     shared = config.data.encode.to_dict()
     batch = shared.pop("batch")
     for name in names:
@@ -55,7 +59,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
         task = get_task(raw.pop("task"))
         settings = EncodeSettings(size=raw.pop("size"), samples=raw.pop("samples"), **shared)
         source = make_source(raw, key=f"data.sources.{name}", task=task)
-        check_fields(source.fields, task=task, name=name)
+        check_fields(source.fields, task=task, name=name, guided=guides.regions)
         folder = as_path(config.data.folder) / name
         with tqdm(total=len(source), unit="sample", desc=name) as bar:
             count = encode_dataset(
@@ -66,6 +70,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
                 settings=settings,
                 origin=raw,
                 batch=batch,
+                guides=guides,
                 on_samples=bar.update,
             )
         print(f"{folder}: {count.records} records, {count.skipped} samples skipped")
@@ -73,9 +78,25 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
             print(f"  {number} samples without use for the task: {reason}")
 
 
-def check_fields(fields: tuple[str, ...], *, task: Task, name: str) -> None:
+def make_guides(config: ConfigDict) -> Guides:
+    """What records hold beside latents, where the config guides on channels."""
+    if config.data.get("guidance") != "channels":
+        return Guides()
+    settings = config.data.get("identity")
+    origin = {}
+    if settings:
+        origin["identity"] = settings.encoder
+    if settings and settings.path:
+        with as_path(settings.path).open("rb") as file:
+            origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return Guides(regions=True, identity=make_identity(config), origin=origin)
+
+
+def check_fields(fields: tuple[str, ...], *, task: Task, name: str, guided: bool = False) -> None:
     """Raises ConfigError where the samples lack a field of the task."""
-    needed = dict.fromkeys([*(frame.field for frame in task.frames), *task.prompt_fields])
+    region = [task.region] if guided and task.region else []
+    frames = (frame.field for frame in task.frames)
+    needed = dict.fromkeys([*frames, *task.prompt_fields, *region])
     missing = [field for field in needed if field not in fields]
     if missing:
         raise ConfigError(

@@ -24,7 +24,7 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
     dit = DiTConfig(
         patch_dim=patch_dim,
         guidance_dim=patch_dim + config.patch**2 if on_channels else 0,
-        asset_dim=config.data.identity.dim if config.data.get("identity") else 0,
+        asset_dim=config.data.identity.dim if on_channels and config.data.get("identity") else 0,
         text_dim=config.text.d_model,
         **config.model,
     )

@@ -1,0 +1,323 @@
+"""Identity encoders: pictures of a person or thing to vectors, near each other for one identity.
+
+The vectors tell a model whom to draw (UniVG writes them over a placeholder of the prompt) and tell
+an evaluation whether that was done. An encoder is chosen by the config's
+
+    data.identity = {"encoder": "onnx", "path": "arcface.onnx"}
+
+| encoder | path | what |
+|---|---|---|
+| `pixels` | empty | small picture and colour histogram; no weights |
+| `onnx` | file | a user's network, run by onnxruntime on the CPU (extra `identity`) |
+
+`pixels` knows nothing of faces or things. It is there so that a run needs no file, and as the
+floor below any network.
+
+Retrieval of held-out subjects of `data_pipelines.subjects` at 64 pixels: a gallery of one asset
+picture for each look of the test split, and queries that are other drawings of the same looks
+(`data_pipelines.subjects.retrieval`). Top-1 / top-5, in percent:
+
+RESULTS
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from unidiff_jax.config import ConfigError
+from unidiff_jax.paths import AnyPath, as_path
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
+Vectors = Float[np.ndarray, "n d"]
+
+GRID = 8
+"""Pixels a side of the small picture of `PixelIdentity`."""
+
+BINS = 4
+"""Steps of each colour in its histogram."""
+
+LAYOUTS, COLORS = ("nchw", "nhwc"), ("rgb", "bgr")
+
+
+class IdentityEncoder(Protocol):
+    """Maps RGB pictures to vectors of length 1.
+
+    Attributes:
+      dim: numbers of a vector.
+    """
+
+    dim: int
+
+    def __call__(self, pictures: Pictures) -> Vectors: ...
+
+
+class PixelIdentity:
+    """The picture at `GRID` x `GRID` pixels, and how often colours occur; needs no weights.
+
+    Both parts have length sqrt(1/2). The small picture is of what differs from its mean colour; the
+    histogram, of the square roots of the shares of `BINS` ** 3 colours, leaves white out, which is
+    behind references.
+
+    Example:
+      >>> vectors = PixelIdentity()(pictures)  # (n, 256)
+      >>> vectors @ vectors.T  # similarities
+    """
+
+    dim = 3 * GRID**2 + BINS**3
+
+    def __call__(self, pictures: Pictures) -> Vectors:
+        """Vectors of pictures of any size."""
+        found = [self._vector(picture) for picture in pictures]
+        return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
+
+    def _vector(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "d"]:
+        small = cv2.resize(picture, (GRID, GRID), interpolation=cv2.INTER_AREA)
+        small = small.reshape(-1, 3).astype(np.float32)
+        shape = (small - small.mean(axis=0)).ravel()
+        flat = picture.reshape(-1, 3)
+        bins = (flat[flat.min(axis=1) < 250] // (256 // BINS)).astype(np.int64)
+        counts = np.bincount(bins @ (BINS**2, BINS, 1), minlength=BINS**3)
+        parts = [_unit(shape), _unit(np.sqrt(counts))]
+        return _unit(np.concatenate(parts)).astype(np.float32)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Vectors of length 1; zeros stay."""
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / np.where(length > 0, length, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a network wants its pictures.
+
+    Attributes:
+      size: (height, width) in pixels.
+      layout: `nchw` or `nhwc`.
+      colors: `rgb` or `bgr`, the order of the channels.
+      mean: of the channels in that order, in [0, 255], taken away first.
+      std: of the same channels, divided by then.
+      output: name of the tensor that is the embedding, an output of the network or one inside; the
+        first output if empty.
+    """
+
+    size: tuple[int, int]
+    layout: str = "nchw"
+    colors: str = "rgb"
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    output: str = ""
+
+    def __post_init__(self):
+        checks = {
+            "size": _are_numbers(self.size, 2, whole=True),
+            "layout": self.layout in LAYOUTS,
+            "colors": self.colors in COLORS,
+            "mean": _are_numbers(self.mean, 3),
+            "std": _are_numbers(self.std, 3) and 0 not in self.std,
+            "output": isinstance(self.output, str),
+        }
+        works = {
+            "size": [112, 112],
+            "layout": " or ".join(LAYOUTS),
+            "colors": " or ".join(COLORS),
+            "mean": [127.5] * 3,
+            "std": [127.5] * 3,
+            "output": "embedding",
+        }
+        for name, fits in checks.items():
+            if not fits:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; for example {works[name]}")
+
+
+def _are_numbers(values: Any, count: int, *, whole: bool = False) -> bool:
+    kind = int if whole else int | float
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+        and (not whole or min(values) > 0)
+    )
+
+
+ARCFACE = Preprocessing(size=(112, 112))
+"""Of networks trained as ArcFace (arXiv:1801.07698) on aligned faces, those read as RGB."""
+
+IMAGENET = Preprocessing(
+    size=(224, 224), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
+)
+"""Of most classifiers of ImageNet; name the tensor before the last layer as the output."""
+
+
+class OnnxIdentity:
+    """A network in an ONNX file.
+
+    `FILE.json` beside `FILE.onnx` says how it wants its pictures, by the fields of
+    `Preprocessing`:
+
+        {"size": [112, 112], "layout": "nchw", "colors": "rgb",
+         "mean": [127.5, 127.5, 127.5], "std": [127.5, 127.5, 127.5], "output": "embedding"}
+
+    Pictures are resized to the network's size as they are. Align faces before.
+
+    Example:
+      >>> encoder = OnnxIdentity("w600k_r50.onnx", ARCFACE)
+      >>> encoder(np.zeros((2, 112, 112, 3), np.uint8)).shape
+      (2, 512)
+    """
+
+    dim: int
+
+    def __init__(self, path: AnyPath, preprocessing: Preprocessing | None = None):
+        """Loads the network and runs it once.
+
+        Args:
+          path: the file, local or in a bucket; its weights are inside.
+          preprocessing: in place of the JSON beside it.
+
+        Raises:
+          ConfigError: onnxruntime is missing, a file is missing or no network, it wants other
+            pictures than the preprocessing makes, or the output is no vector a picture.
+        """
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "onnxruntime is not installed; run: ./launch/environment.sh identity"
+            ) from None
+        path = as_path(path)
+        self._how = preprocessing or read_preprocessing(path.with_suffix(".json"))
+        try:
+            network = path.read_bytes()
+        except FileNotFoundError:
+            raise ConfigError(f"no such file: {path}") from None
+        if self._how.output:
+            network += _named_output(self._how.output)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                network, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            reason = " ".join(str(error).split())
+            named = f" with a tensor {self._how.output!r}" if self._how.output else ""
+            raise ConfigError(f"{path} is no network{named}: {reason}") from None
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            found = [(i.name, i.type, i.shape) for i in inputs]
+            raise ConfigError(f"{path} must take one batch of float pictures, but takes {found}")
+        self._input = inputs[0].name
+        self._output = self._how.output or self._session.get_outputs()[0].name
+        self._single = inputs[0].shape[0] == 1  # a batch of one is written into the file
+        try:
+            found = self._run(np.zeros((1, *self._how.size, 3), np.uint8))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path} does not take the pictures of {self._how}: {reason}"
+            ) from None
+        if found.ndim != 2:
+            raise ConfigError(
+                f"{path}: {self._output!r} has shape {found.shape} for one picture and is no "
+                "vector; name another tensor as the output"
+            )
+        self.dim = found.shape[1]
+
+    def __call__(self, pictures: Pictures) -> Vectors:
+        """Vectors of pictures of any size."""
+        height, width = self._how.size
+        if not len(pictures):
+            return np.zeros((0, self.dim), np.float32)
+        fitted = np.stack([_resize(picture, height, width) for picture in pictures])
+        parts = np.split(fitted, len(fitted)) if self._single else [fitted]
+        return _unit(np.concatenate([self._run(part) for part in parts])).astype(np.float32)
+
+    def _run(self, pictures: Pictures) -> np.ndarray:
+        if self._how.colors == "bgr":
+            pictures = pictures[..., ::-1]
+        values = (pictures - np.float32(self._how.mean)) / np.float32(self._how.std)
+        if self._how.layout == "nchw":
+            values = values.transpose(0, 3, 1, 2)
+        values = np.ascontiguousarray(values, np.float32)
+        (found,) = self._session.run([self._output], {self._input: values})
+        while found.ndim > 2 and found.shape[-1] == 1:  # (n, d, 1, 1) of a pooling layer
+            found = found[..., 0]
+        return np.asarray(found, np.float32)
+
+
+def _resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.ndarray:
+    smaller = height * width < picture.shape[0] * picture.shape[1]
+    how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return cv2.resize(picture, (width, height), interpolation=how)
+
+
+def _named_output(name: str) -> bytes:
+    """What appended to an ONNX file makes a tensor inside it an output.
+
+    Protocol buffers merge when they are written after each other, so this is a ModelProto with
+    `graph.output[].name` alone (fields 7, 12 and 1). Named twice, it is the same output.
+    """
+    value = _field(1, name.encode())
+    return _field(7, _field(12, value))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def read_preprocessing(path: AnyPath) -> Preprocessing:
+    """The JSON beside an ONNX file.
+
+    Raises:
+      ConfigError: it is missing, or has an unknown or wrong field.
+    """
+    try:
+        fields = json.loads(as_path(path).read_text())
+    except FileNotFoundError:
+        example = json.dumps(dataclasses.asdict(ARCFACE))
+        raise ConfigError(f"{path} is missing; for a network like ArcFace: {example}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error})") from None
+    try:
+        return Preprocessing(**fields)
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+IDENTITY_ENCODERS: dict[str, Callable[[str], IdentityEncoder]] = {
+    "pixels": lambda path: PixelIdentity(),
+    "onnx": OnnxIdentity,
+}
+"""Encoders by name: what makes one from the config's path."""
+
+
+def make_identity_encoder(settings: Mapping[str, Any]) -> IdentityEncoder:
+    """The encoder of the config's `data.identity`.
+
+    Args:
+      settings: `encoder`, a name of `IDENTITY_ENCODERS`, and `path`, empty for `pixels`.
+
+    Raises:
+      ConfigError: an unknown encoder, a path too many or too few, or what the encoder raises.
+
+    Example:
+      >>> make_identity_encoder({"encoder": "pixels", "path": ""}).dim
+      256
+    """
+    name, path = settings["encoder"], settings["path"]
+    if name not in IDENTITY_ENCODERS:
+        raise ConfigError(
+            f"data.identity.encoder={name!r} is unknown; one of {', '.join(IDENTITY_ENCODERS)}"
+        )
+    if (name == "pixels") != (not path):
+        takes = "takes no path" if path else "needs a path; for example weights/arcface.onnx"
+        raise ConfigError(f"data.identity.path={path!r}: the encoder {name!r} {takes}")
+    return IDENTITY_ENCODERS[name](path)

@@ -205,7 +205,7 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     if config.init.tokenizer:
         Tokenizer(config.init.tokenizer).save(folder)
     else:
-drawn = ["miniworld"] if "sources" in config.data else source_kinds(config).values()
+        drawn = ["miniworld"] if "sources" in config.data else source_kinds(config).values()
         sources = [_KINDS[kind](config, split="train") for kind in dict.fromkeys(drawn)]
         texts = sorted({text for source in sources for text in _texts(source)})
         style = prompt_style(config)

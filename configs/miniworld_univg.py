@@ -10,7 +10,7 @@ start's.
 
 | arm | what it is trained on |
 |---|---|
-| `base`, `base_frames` | words and holes, the first stage; given pictures on channels, or as frames |
+| `base`, `base_frames` | the first stage: words and holes; pictures on channels, or as frames |
 | `plain` | from `base`: editing, holes, layouts, words |
 | `auxiliary` | the same with depth and referring segmentation |
 | `frames` | from `base_frames`: as `plain`, each given picture a clean frame (OneDiffusion) |
@@ -66,12 +66,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.render.clip_frames = 2
     is_frames = args.arm in ("base_frames", "frames")
     config.data.guidance = "frames" if is_frames else "channels"
-    config.data.row = {
-        **{"tokens": 128, "frames": 3, "segments": 2, "text": 64, "assets": 1}
-        if is_frames
-        else {"tokens": 64, "frames": 2, "segments": 2, "text": 64, "assets": 4}
-    }
+    config.data.row = {"tokens": 128, "frames": 3, "segments": 2, "text": 64, "assets": 1}
     if not is_frames:
+        config.data.row.update({"tokens": 64, "frames": 2, "assets": 4})
         config.data.identity = {"encoder": "pixels", "path": "", "dim": 256}
     config.data.subjects = {"tasks": ("personalize",), "folder": "data/subjects-32"}
     config.sample.image_guidance = 1.0

@@ -13,7 +13,7 @@ frozen. `launch.encode` turns the pictures of `data.sources` into latents once.
 | size | `B`, `L`, `XL` |
 | weights | folder in the released layout |
 | start | workdir of the stage before, whose averaged weights this one starts from; empty: random |
-| identity | ONNX file of the network that reads references (512 numbers, as ArcFace); empty: pixels |
+| identity | ONNX file of the encoder of references, 512 wide as ArcFace; empty: pixels |
 | tiny | sizes of `launch.tiny_onediffusion`, minutes on a CPU, on MiniWorld pictures |
 
 The paper's full text was not at hand: the facts are those that others write of it. From them: two

@@ -109,7 +109,8 @@ class SubjectScenes:
         """Fields for a task, with random choices from `rng`; None where the record has none.
 
         Beside the task's own fields an item has what evaluation needs: `words` of the things,
-        `instance` (uint8 (h, w), 1 + number of the thing), `shown` (numbers of the things that the
+        `instance` (uint8 (h, w), 1 + number of the thing), `behind` (the picture without things),
+        `shown` (numbers of the things that the
         item is about, in the order of `assets`) and, with `holed`, the `hole` (bool (h, w)).
         """
         frames = {frame.field for frame in task.frames}
@@ -125,7 +126,7 @@ class SubjectScenes:
             return None
         words, order = [thing.words for thing, _ in things], rng.permutation(len(things)).tolist()
         places = say_places(scene.instance, len(things))
-        item: dict[str, Any] = {"words": words, "instance": scene.instance}
+        item: dict[str, Any] = {"words": words, "instance": scene.instance, "behind": scene.behind}
         said = places if rng.random() >= UNPLACED else None
         item["caption"] = caption(words, background=scene.background, places=said, order=order)
         one = int(rng.integers(len(things)))

@@ -65,11 +65,13 @@ class Scene(NamedTuple):
       picture: uint8 (h, w, 3).
       instance: uint8 (h, w), 1 + the number of the thing that is seen, 0 for the background.
       background: its words.
+      behind: the picture without things.
     """
 
     picture: UInt8[np.ndarray, "h w 3"]
     instance: UInt8[np.ndarray, "h w"]
     background: str
+    behind: UInt8[np.ndarray, "h w 3"]
 
 
 def draw_background(size: int, rng: np.random.Generator) -> Background:
@@ -196,7 +198,8 @@ def draw_scene(
         alpha = drawn[..., 3:]
         picture = picture * (1 - alpha / 255) + drawn[..., :3]
         instance[alpha[..., 0] >= 127.5] = number
-    return Scene(np.rint(picture).astype(np.uint8), instance, background.words)
+    drawn = np.rint(picture).astype(np.uint8)
+    return Scene(drawn, instance, background.words, background.picture)
 
 
 def draw_asset(

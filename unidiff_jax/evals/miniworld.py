@@ -23,7 +23,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import make_miniworld
+from data_pipelines.build import make_miniworld, make_subjects
 from data_pipelines.miniworld import edits, manifest
 from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.mixture import parse_mixture, stable_id
@@ -34,6 +34,7 @@ from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
 from unidiff_jax.evals.miniworld_training import training_statistics
 from unidiff_jax.evals.results import git_state, package_versions, task_result, write_results
+from unidiff_jax.evals.subjects import SUBJECT_TASKS, personalize_protocol
 from unidiff_jax.paths import as_path
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.state import count_parameters
@@ -104,11 +105,11 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
       ConfigError: a name is no task.
     """
     kinds = config.data.edit_kinds or edits.KINDS
-    every = {name: [name] for name in TASK_NAMES}
+    every = {name: [name] for name in (*TASK_NAMES, *SUBJECT_TASKS)}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    wanted = tasks or [name for name in TASK_NAMES if name in trained]
+    wanted = tasks or [name for name in (*TASK_NAMES, *SUBJECT_TASKS) if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -137,7 +138,12 @@ def make_protocols(
     protocols, missing = [], []
     for name in names:
         try:
-            protocols.append(make_protocol(name, setting))
+            if name in SUBJECT_TASKS:
+                subjects = make_subjects(config, split=split)
+                found = personalize_protocol(subjects, num_items=setting.num_items)
+            else:
+                found = make_protocol(name, setting)
+            protocols.append(found)
         except TooFewItemsError as error:
             missing.append(f"Not evaluated: {error}.")
     return Protocols(protocols, missing)

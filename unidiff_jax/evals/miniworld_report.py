@@ -63,7 +63,8 @@ def _pictures(
             shown["error"] = pictures.error_map(error[0], target=error[1])
         else:
             kind = "condition" if spec.role == Role.CONTROL else "input"
-            shown[kind] = picture(item[spec.field])
+            given = item[spec.field]
+            shown[kind] = picture(given[0] if isinstance(given, list) else given)
     return shown
 
 

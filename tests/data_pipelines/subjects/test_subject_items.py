@@ -48,6 +48,7 @@ def test_tasks(source):
         "subject",
         "customize",
         "insert",
+        "personalize",
     )
     for name in TASK_NAMES:
         task = get_task(name)

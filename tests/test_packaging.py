@@ -12,7 +12,16 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("unidiff_jax", "configs", "data_pipelines", "launch")
-SCRIPTS = ("environment", "test", "quickstart", "lock", "reproduce_unireal", "reproduce_video")
+SCRIPTS = (
+    "environment",
+    "test",
+    "quickstart",
+    "lock",
+    "reproduce_unireal",
+    "reproduce_univg",
+    "reproduce_video",
+    "subjects",
+)
 
 # The distribution that brings a module, where the names differ.
 DISTRIBUTIONS = {

@@ -12,7 +12,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("unidiff_jax", "configs", "data_pipelines", "launch")
-SCRIPTS = ("environment", "test", "quickstart", "lock", "reproduce_unireal", "reproduce_video")
+SCRIPTS = (
+    "environment",
+    "test",
+    "quickstart",
+    "lock",
+    "reproduce_unireal",
+    "reproduce_video",
+    "subjects",
+)
 
 # The distribution that brings a module, where the names differ.
 DISTRIBUTIONS = {
@@ -65,7 +73,7 @@ def _requirements(*extras):
 
 
 def test_extras():
-    assert set(EXTRAS) == {"tpu", "cuda", "gcs", "torch", "eval", "curate", "dev"}
+    assert set(EXTRAS) == {"tpu", "cuda", "gcs", "torch", "eval", "identity", "curate", "dev"}
     for requirement in _requirements(*EXTRAS):
         assert requirement.specifier, f"{requirement} has no lower bound"
 
@@ -133,7 +141,8 @@ def test_environment_refuses_what_cannot_work(tmp_path):
         ([], f"environment.sh: PYTHON={old} is not a Python 3.11 or later\n"),
         (
             ["touch"],
-            "environment.sh: no extra 'touch'; there are: cuda curate dev eval gcs torch tpu\n",
+            "environment.sh: no extra 'touch'; there are: "
+            "cuda curate dev eval gcs identity torch tpu\n",
         ),
     ):
         done = subprocess.run([script, *args], env=env, capture_output=True, text=True, check=False)

@@ -196,29 +196,29 @@ class OnnxIdentity:
             network = path.read_bytes()
         except FileNotFoundError:
             raise ConfigError(f"no such file: {path}") from None
-        if self._how.output:
-            network += _named_output(self._how.output)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                network, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            reason = " ".join(str(error).split())
-            named = f" with a tensor {self._how.output!r}" if self._how.output else ""
-            raise ConfigError(f"{path} is no network{named}: {reason}") from None
+
+        def load(content: bytes, what: str) -> Any:
+            try:
+                return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime's errors share no base class of their own
+                raise ConfigError(f"{path} {what}: {_line(error)}") from None
+
+        wanted = self._how.output
+        self._session = load(network, "is no network that onnxruntime reads")
+        if wanted and wanted not in {output.name for output in self._session.get_outputs()}:
+            self._session = load(network + _as_output(wanted), f"has no tensor {wanted!r}")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             found = [(i.name, i.type, i.shape) for i in inputs]
             raise ConfigError(f"{path} must take one batch of float pictures, but takes {found}")
         self._input = inputs[0].name
-        self._output = self._how.output or self._session.get_outputs()[0].name
+        self._output = wanted or self._session.get_outputs()[0].name
         self._single = inputs[0].shape[0] == 1  # a batch of one is written into the file
         try:
             found = self._run(np.zeros((1, *self._how.size, 3), np.uint8))
         except Exception as error:
-            reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} does not take the pictures of {self._how}: {reason}"
+                f"{path} does not take the pictures of {self._how}: {_line(error)}"
             ) from None
         if found.ndim != 2:
             raise ConfigError(
@@ -255,14 +255,17 @@ def _resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.
     return cv2.resize(picture, (width, height), interpolation=how)
 
 
-def _named_output(name: str) -> bytes:
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _as_output(name: str) -> bytes:
     """What appended to an ONNX file makes a tensor inside it an output.
 
     Protocol buffers merge when they are written after each other, so this is a ModelProto with
-    `graph.output[].name` alone (fields 7, 12 and 1). Named twice, it is the same output.
+    `graph.output[].name` alone (fields 7, 12 and 1); the tensor's type is inferred.
     """
-    value = _field(1, name.encode())
-    return _field(7, _field(12, value))
+    return _field(7, _field(12, _field(1, name.encode())))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -27,7 +27,7 @@ from unidiff_jax.sample import guidance as cfg
 from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import Tokenizer, load_tokenizer
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
@@ -42,6 +42,7 @@ def sample_tokens(
     *,
     graphdef: nnx.GraphDef,
     flow_config: flow.FlowConfig,
+    empty_text: tuple[int, ...],
     num_steps: int,
     solver: str = "euler",
     guidance: float = 1.0,
@@ -56,6 +57,7 @@ def sample_tokens(
         rows around it.
       graphdef: the model.
       flow_config: what its output means.
+      empty_text: ids of the empty prompt, which guidance leads away from.
       num_steps: solver steps.
       solver: see `solvers.SOLVERS`.
       guidance: scale of the text; 1 is none and costs one pass instead of two.
@@ -67,7 +69,7 @@ def sample_tokens(
     model = nnx.merge(graphdef, params)
     batch = flow.draw_latents(key, batch)
     given = (take_rows(batch.given, batch.frame) == 1)[..., None]
-    rows = batch if guidance == 1.0 else cfg.with_and_without_text(batch)
+    rows = batch if guidance == 1.0 else cfg.with_and_without_text(batch, empty_text)
     text = model.encode_text(rows)
 
     def velocity(tokens, sigma):
@@ -106,6 +108,7 @@ class Pipeline:
                     sample_tokens,
                     graphdef=model.graphdef,
                     flow_config=flow.FlowConfig(**config.flow),
+                    empty_text=tuple(tokenizer.encode("")),
                     shift=config.data.shift,
                 ),
                 mesh,
@@ -147,7 +150,7 @@ class Pipeline:
             params,
             initial_params(model, seed=config.seed, shardings=frozen, released=released),
         )
-        tokenizer = Tokenizer(workdir / "tokenizer")
+        tokenizer = load_tokenizer(workdir / "tokenizer")
         return cls(config, model=model, params=params, tokenizer=tokenizer, mesh=mesh)
 
     def __call__(

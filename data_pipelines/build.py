@@ -28,14 +28,24 @@ from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import weights_digest
+from unidiff_jax.export.mapping import flatten
 from unidiff_jax.frames import RowSize, pack_rows
 from unidiff_jax.identity import IdentityEncoder, make_identity_encoder
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
+from unidiff_jax.models.clip import CLIPTowersConfig
+from unidiff_jax.models.layers import abstract
+from unidiff_jax.models.text_encoder import make_text_encoder, text_config, text_kind
 from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.processes import ALL, DataShare
-from unidiff_jax.sample.encoders import LatentAutoencoder
+from unidiff_jax.sample.encoders import LatentAutoencoder, text_folders
 from unidiff_jax.tasks import STYLES, get_task
-from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import (
+    FRAME_NAMES,
+    Tokenizer,
+    holds_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from unidiff_jax.train.workdir import latent_channels
 from unidiff_jax.types import Batch
 
@@ -175,7 +185,15 @@ def check_data(config: ConfigDict) -> None:
 
 def _check_names(config: ConfigDict) -> None:
     folder = config.init.tokenizer
-    if folder and prompt_style(config) != "token" and not Tokenizer(folder).names_frames:
+    if prompt_style(config) == "token" or not folder:
+        return
+    if text_kind(config.text) == "clip" and config.model.get("fusion", "cross") != "joint":
+        raise ConfigError(
+            f"data.prompts={config.data.prompts!r} calls frames by names, which are one token to "
+            "CLIP's text encoder; only model.fusion='joint' tells them apart behind it; for "
+            "example --set data.prompts=token"
+        )
+    if not load_tokenizer(folder).names_frames:
         raise ConfigError(
             f"data.prompts={config.data.prompts!r} calls frames {next(iter(FRAME_NAMES))} and so "
             f"on, but init.tokenizer={folder!r} has no pieces for these words and fewer than "
@@ -197,13 +215,22 @@ def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> No
 
 def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call copies `init.tokenizer` or, where it is empty,
-    trains one on what is said in MiniWorld and of subjects.
+    trains one for a T5 on what is said in MiniWorld and of subjects.
+
+    Raises:
+      ConfigError: the tokenizer is not of the config's text encoder, or there is none for a CLIP.
+      FileNotFoundError: `init.tokenizer` holds none.
     """
-    folder = as_path(folder)
-    if (folder / "spiece.model").exists():
-        return Tokenizer(folder)
+    folder, kind = as_path(folder), text_kind(config.text)
+    if holds_tokenizer(folder):
+        return _fitting(config, load_tokenizer(folder))
     if config.init.tokenizer:
-        Tokenizer(config.init.tokenizer).save(folder)
+        _fitting(config, load_tokenizer(config.init.tokenizer)).save(folder)
+    elif kind != "t5":
+        raise ConfigError(
+            f"init.tokenizer is empty, and only a T5's is trained here; with text.kind={kind} it "
+            "is a folder with vocab.json and merges.txt"
+        )
     else:
         drawn = ["miniworld"] if "sources" in config.data else source_kinds(config).values()
         sources = [_KINDS[kind](config, split="train") for kind in dict.fromkeys(drawn)]
@@ -213,7 +240,23 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
         if style in ("token", "short"):
             words += sorted({mix.task.token(style) for mix in parse_mixture(config.data.tasks)})
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
-    return Tokenizer(folder)
+    return _fitting(config, load_tokenizer(folder))
+
+
+def _fitting(config: ConfigDict, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, if the config's text encoder reads its ids."""
+    kind, text = text_kind(config.text), text_config(config.text)
+    if tokenizer.kind != kind:
+        raise ConfigError(
+            f"text.kind={kind}, but the tokenizer is of kind {tokenizer.kind}; choose another "
+            "init.tokenizer"
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ConfigError(
+            f"text.vocab_size={text.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
+            f"pieces; for example --set text.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
@@ -280,13 +323,20 @@ def text_origin(config: ConfigDict) -> dict[str, Any]:
             "data.text_states needs encoded data and a released text encoder; for example "
             "--config configs/onediffusion.py"
         )
-    if re.fullmatch(config.train.trainable, "text_encoder/final_norm/weight"):
+    text = text_config(config.text)
+    shapes = abstract(lambda rngs: make_text_encoder(text, rngs=rngs)).shapes
+    if any(
+        re.fullmatch(config.train.trainable, f"text_encoder/{path}") for path in flatten(shapes)
+    ):
         raise ConfigError(
             f"data.text_states: train.trainable={config.train.trainable!r} trains the text "
             "encoder, whose states then change; for example --set train.trainable=dit/.*"
         )
-    return {
-        "text_encoder": weights_digest(config.init.text_encoder),
+    skip = {}
+    if isinstance(text, CLIPTowersConfig):
+        skip = {"skip_layers": text.towers[0].skip_layers}
+    return skip | {
+        "text_encoder": ",".join(map(weights_digest, text_folders(config.init.text_encoder))),
         "dtype": config.text.dtype,
         "frozen_dtype": config.init.frozen_dtype,
         "max_text": config.max_text,

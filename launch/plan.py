@@ -46,7 +46,7 @@ from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
-from unidiff_jax.models.t5 import T5Encoder
+from unidiff_jax.models.text_encoder import make_text_encoder, text_config
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
@@ -378,11 +378,11 @@ def usable_meshes(topology: Topology) -> Iterator[str]:
 def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: int) -> Numbers:
     """One result of OneDiffusionPipeline with guidance, in bfloat16."""
     mesh = make_mesh(config.mesh.axes, devices=topology.devices)
-    dit, text = model_configs(config)
+    dit, _ = model_configs(config)
     dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
-    text = dataclasses.replace(text, dtype="bfloat16", remat="none")
+    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
     networks = {
-        "text": abstract(lambda rngs: T5Encoder(text, rngs=rngs)),
+        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
         "denoise": abstract_dit(dit),
         "decode": abstract(lambda rngs: AutoencoderKL(RELEASED_VAE, rngs=rngs)),
     }

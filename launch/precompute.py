@@ -65,6 +65,7 @@ def precompute(config: ConfigDict, *, num_shards: int, batch: int) -> None:
         tokenizer=config.init.tokenizer,
         dtype=config.text.dtype,
         round_to=config.init.frozen_dtype,
+        skip_layers=config.text.get("skip_layers", 0),
     )
     run = functools.partial(encode_text, text.params, graphdef=text.graphdef)
     with tqdm(total=len(prompts), unit="prompt", desc="states") as bar:

@@ -15,7 +15,7 @@ from launch.chips import Chip, bandwidth
 from launch.hlo import Collective
 from unidiff_jax.flops import Product, products
 from unidiff_jax.models.dit import DiTConfig
-from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.ops.splash import BLOCK, LANES, block_size
 from unidiff_jax.types import Batch
 
@@ -56,7 +56,7 @@ class Roofline:
 
 def train_roofline(
     dit: DiTConfig,
-    text: T5Config,
+    text: TextConfig,
     batch: Batch,
     *,
     trains_text: bool,

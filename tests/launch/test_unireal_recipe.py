@@ -12,7 +12,7 @@ from launch.encode import encode
 from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.text import FRAME_NAMES, MAX_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import FRAME_NAMES, MAX_NAMES, load_tokenizer, train_tokenizer
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.workdir import model_parts
@@ -113,7 +113,7 @@ def test_a_stage_starts_from_the_averages_of_the_one_before(config, run, tmp_pat
 
 def test_a_tokenizer_without_names_is_refused(config, tmp_path):
     train_tokenizer(["a red cube"] * 3, folder=tmp_path, vocab_size=40)
-    assert not Tokenizer(tmp_path).names_frames
+    assert not load_tokenizer(tmp_path).names_frames
     with pytest.raises(ConfigError, match="calls frames IMG1 and so on, but init"):
         check_data(config(f"init.tokenizer={tmp_path}"))
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from unidiff_jax.config import ConfigError
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig, merge
+from unidiff_jax.models.text_encoder import text_kind
 from unidiff_jax.paths import AnyPath, as_path, copy_tree
 from unidiff_jax.sample.denoiser import SOFTCAP, Denoiser, NextDiTConfig
 from unidiff_jax.sample.pipeline import Pipeline
@@ -80,6 +81,7 @@ def check_exportable(config: ConfigDict, dit: DiTConfig) -> None:
             ("flow.prediction", config.flow.prediction, "v"),
             ("flow.timed_conditions", config.flow.get("timed_conditions", True), True),
             ("model.fusion", dit.fusion, "cross"),
+            ("text.kind", text_kind(config.text), "t5"),
             ("model.rope_theta", dit.rope_theta, 10000.0),
             ("model.rope_scale", dit.rope_scale, 1.0),
         )

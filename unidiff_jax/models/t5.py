@@ -50,6 +50,16 @@ class T5Config:
     remat: str = "full"
     dtype: str = "float32"
 
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.d_model
+
+    @property
+    def max_length(self) -> None:
+        """Texts may have any length: positions are relative."""
+        return None
+
 
 class T5Encoder(nnx.Module):
     """Token ids to states."""

@@ -68,9 +68,9 @@ def test_subjects_alone(subjects, tmp_path):
 
 
 def test_what_cannot_be(miniworld, subjects):
-    with pytest.raises(ConfigError, match="data.kind='emoji' is unknown; one of miniworld, subj"):
+    with pytest.raises(ConfigError, match=r"data.kind='emoji' is unknown; one of miniworld, subj"):
         check_data(make_config(subjects, "segment", kind="emoji"))
-    with pytest.raises(ConfigError, match="data.tasks.depth: subjects have nothing for it; their"):
+    with pytest.raises(ConfigError, match=r"data.tasks.depth: subjects have nothing for it; their"):
         check_data(make_config(subjects, "depth", kind="subjects"))
     none = {"folder": "nowhere", "tasks": ("customize",)}
     with pytest.raises(SubjectError, match=r"nowhere/manifest.json is missing: make it again"):

@@ -21,7 +21,6 @@ jaxtyping.install_import_hook(
     [
         "unidiff_jax.flow",
         "unidiff_jax.frames",
-        "unidiff_jax.identity",
         "unidiff_jax.mesh",
         "unidiff_jax.models",
         "unidiff_jax.ops",

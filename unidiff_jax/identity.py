@@ -13,11 +13,17 @@ an evaluation whether that was done. An encoder is chosen by the config's
 `pixels` knows nothing of faces or things. It is there so that a run needs no file, and as the
 floor below any network.
 
-Retrieval of held-out subjects of `data_pipelines.subjects` at 64 pixels: a gallery of one asset
-picture for each look of the test split, and queries that are other drawings of the same looks
-(`data_pipelines.subjects.retrieval`). Top-1 / top-5, in percent:
+Retrieval of the 228 looks of held-out subjects at 64 pixels, in percent
+(`data_pipelines.subjects.benchmark`). The gallery has one reference of each look; queries are other
+drawings of the same looks, turned, mirrored and lit anew: references, or cut out of scenes.
 
-RESULTS
+| encoder | references, top-1 / top-5 | scenes, top-1 / top-5 | among a subject's 6 looks |
+|---|---|---|---|
+| chance | 0.4 / 2.2 | 0.4 / 2.2 | 17 |
+| `pixels` | 60.5 / 86.8 | 58.3 / 89.0 | 64.9 |
+| `onnx`, MobileNetV2 of ImageNet | 82.5 / 96.1 | 68.0 / 93.4 | 64.9 |
+
+At 32 pixels `pixels` has 59.6 / 86.4, 57.0 / 86.0 and 61.4. No network for faces was at hand.
 """
 
 import dataclasses

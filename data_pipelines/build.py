@@ -82,8 +82,11 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
     )
 
 
-def check_data(config: ConfigDict) -> None:
+def check_data(config: ConfigDict) -> TextStates | None:
     """Opens the records and checks that tasks and sizes fit them.
+
+    Returns:
+      The states of prompts, where the config names them (`data.text_states`), for `make_loader`.
 
     Raises:
       ConfigError: an unknown task, sizes that do not divide, fit a row or match the records, or a
@@ -92,8 +95,7 @@ def check_data(config: ConfigDict) -> None:
     """
     _check_shards(config)
     _check_names(config)
-    if config.data.get("text_states"):
-        TextStates(config.data.text_states, origin=text_origin(config))
+    states = open_text_states(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
         raise ConfigError(
@@ -121,7 +123,7 @@ def check_data(config: ConfigDict) -> None:
                 frames = len(get_task(name).frames)
                 _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
     if "sources" in config.data:
-        return
+        return states
     for split in ("train", "validation"):
         height = make_miniworld(config, split=split)[0].rgb.shape[1]
         if height != size:
@@ -129,6 +131,7 @@ def check_data(config: ConfigDict) -> None:
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
                 f"a side; for example --set image_size={height}"
             )
+    return states
 
 
 def _check_names(config: ConfigDict) -> None:
@@ -220,6 +223,16 @@ def text_origin(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def open_text_states(config: ConfigDict) -> TextStates | None:
+    """The states of prompts; None where the config names none.
+
+    It reads all weights of the text encoder, to know whether the states are of them.
+    """
+    if not config.data.get("text_states"):
+        return None
+    return TextStates(config.data.text_states, origin=text_origin(config))
+
+
 def prompt_style(config: ConfigDict) -> str:
     """How prompts are written: the config's `data.prompts`, and `token` where it has none.
 
@@ -243,14 +256,17 @@ def make_loader(
     *,
     split: str = "train",
     share: DataShare = ALL,
+    states: TextStates | None = None,
 ) -> Loader:
-    """The training stream of the processes that hold this share of the rows."""
+    """The training stream of the processes that hold this share of the rows.
+
+    `states` are those of prompts, where they are open already.
+    """
     data = config.data
     sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
-    if data.get("text_states"):
-        states = TextStates(data.text_states, origin=text_origin(config))
+    if states := states or open_text_states(config):
         maker = dataclasses.replace(maker, text_states=states)
     _check_shards(config)
 

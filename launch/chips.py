@@ -53,7 +53,7 @@ CHIPS = {
     "v5p": Chip(459e12, 2.765e12, 95.7 * GIB, 100e9, 6.25e9, wraps=4),
     "v6e": Chip(918e12, 1.640e12, 31.25 * GIB, 100e9, 12.5e9, wraps=16),
     # two chiplets, a JAX device each; between them six times what a link of the torus takes
-    "tpu7x": Chip(2307e12, 7.380e12, 189.0 * GIB, 100e9, 12.5e9, wraps=4, devices=2, inside=600e9),
+    "tpu7x": Chip(2307e12, 7.380e12, 189.5 * GIB, 100e9, 12.5e9, wraps=4, devices=2, inside=600e9),
     "h100": Chip(989e12, 3.350e12, 75.0 * GIB, 450e9, 50e9, wraps=0),
     "h200": Chip(989e12, 4.800e12, 133.9 * GIB, 450e9, 50e9, wraps=0),
 }

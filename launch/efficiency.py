@@ -74,6 +74,8 @@ def efficiency_report(options: dict[str, Numbers]) -> str:
         + (f", {_gib(moments['saved_bytes'])} less" if moments["saved_bytes"] else ""),
         "optim.memory": "moments stay on the device"
         if memory["value"] == "device"
+        else "a GPU that is not here has no host memory: moments are counted on the device"
+        if not memory["host_bytes"]
         else f"host memory takes {_gib(memory['host_bytes'])} by the compiled step; "
         f"{_gib(memory['saved_bytes'])} of moments leave the device between steps",
     }

@@ -354,7 +354,7 @@ def memory_report(result: Numbers) -> str:
 
 
 def _unit(result: Numbers) -> str:
-    return "chip" if result["devices_per_chip"] == 1 else f"1/{result['devices_per_chip']} chip"
+    return "chip" if result["devices_per_chip"] == 1 else "core"
 
 
 # -------------------------------------------------------------------------------------------- sweep

@@ -29,7 +29,7 @@ from data_pipelines.text_states import TextStates
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import weights_digest
 from unidiff_jax.export.mapping import flatten
-from unidiff_jax.frames import RowSize, pack_rows
+from unidiff_jax.frames import RowSize, made_alone, pack_rows
 from unidiff_jax.identity import IdentityEncoder, make_identity_encoder
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.models.clip import CLIPTowersConfig
@@ -132,8 +132,11 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
 _KINDS = {"miniworld": make_miniworld, "subjects": make_subjects}
 
 
-def check_data(config: ConfigDict) -> None:
+def check_data(config: ConfigDict) -> TextStates | None:
     """Opens the records and checks that tasks and sizes fit them.
+
+    Returns:
+      The states of prompts, where the config names them (`data.text_states`), for `make_loader`.
 
     Raises:
       ConfigError: an unknown task, sizes that do not divide, fit a row or match the records, or a
@@ -142,13 +145,13 @@ def check_data(config: ConfigDict) -> None:
     """
     _check_shards(config)
     _check_names(config)
-    if config.data.get("text_states"):
-        TextStates(config.data.text_states, origin=text_origin(config))
+    states = open_text_states(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
         raise ConfigError(
             f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
         )
+    on_channels = config.data.get("guidance") == "channels"
     for split in ("train", "validation"):
         for name, source in make_sources(config, split=split).items():
             if split == "train" and len(source) < config.data.num_shards:
@@ -157,23 +160,26 @@ def check_data(config: ConfigDict) -> None:
                     f"data.num_shards={config.data.num_shards}; for example "
                     "--set data.num_shards=1"
                 )
+            task = get_task(name)
             if isinstance(source, EncodedSource):
                 largest = source.largest
-                _check_row(
-                    config, name, tokens=largest.places // config.patch**2, frames=largest.frames
-                )
+                tokens, frames = largest.places // config.patch**2, largest.frames
+                if on_channels:
+                    made = len(made_alone(task).frames)
+                    tokens, frames = tokens * made // frames, made
+                _check_row(config, name, tokens=tokens, frames=frames)
                 if largest.channels != latent_channels(config):
                     raise ConfigError(
                         f"autoencoder.latent_channels={latent_channels(config)}, but the latents "
                         f"of task {name!r} have {largest.channels}"
                     )
             else:
-                task = get_task(name)
                 drawn = isinstance(source, SubjectScenes)
                 frames = subject_items.num_frames(task) if drawn else len(task.frames)
+                frames = len(made_alone(task).frames) if on_channels else frames
                 _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
     if "sources" in config.data or "miniworld" not in source_kinds(config).values():
-        return
+        return states
     for split in ("train", "validation"):
         height = make_miniworld(config, split=split)[0].rgb.shape[1]
         if height != size:
@@ -181,16 +187,17 @@ def check_data(config: ConfigDict) -> None:
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
                 f"a side; for example --set image_size={height}"
             )
+    return states
 
 
 def _check_names(config: ConfigDict) -> None:
     folder = config.init.tokenizer
     if prompt_style(config) == "token" or not folder:
         return
-    if text_kind(config.text) == "clip" and config.model.get("fusion", "cross") != "joint":
+    if text_kind(config.text) == "clip" and config.model.get("fusion", "cross") == "cross":
         raise ConfigError(
             f"data.prompts={config.data.prompts!r} calls frames by names, which are one token to "
-            "CLIP's text encoder; only model.fusion='joint' tells them apart behind it; for "
+            "CLIP's text encoder; model.fusion='joint' and 'dual' tell them apart behind it; for "
             "example --set data.prompts=token"
         )
     if not load_tokenizer(folder).names_frames:
@@ -343,6 +350,16 @@ def text_origin(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def open_text_states(config: ConfigDict) -> TextStates | None:
+    """The states of prompts; None where the config names none.
+
+    It reads all weights of the text encoder, to know whether the states are of them.
+    """
+    if not config.data.get("text_states"):
+        return None
+    return TextStates(config.data.text_states, origin=text_origin(config))
+
+
 def prompt_style(config: ConfigDict) -> str:
     """How prompts are written: the config's `data.prompts`, and `token` where it has none.
 
@@ -366,14 +383,17 @@ def make_loader(
     *,
     split: str = "train",
     share: DataShare = ALL,
+    states: TextStates | None = None,
 ) -> Loader:
-    """The training stream of the processes that hold this share of the rows."""
+    """The training stream of the processes that hold this share of the rows.
+
+    `states` are those of prompts, where they are open already.
+    """
     data = config.data
     sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
-    if data.get("text_states"):
-        states = TextStates(data.text_states, origin=text_origin(config))
+    if states := states or open_text_states(config):
         maker = dataclasses.replace(maker, text_states=states)
     _check_shards(config)
 

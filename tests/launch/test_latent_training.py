@@ -7,6 +7,7 @@ import tiny_clip
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines import build
 from data_pipelines.build import text_origin
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
@@ -85,7 +86,7 @@ def test_only_the_transformer_is_trained(finetuned):
     assert np.asarray(Image.open(workdir / "samples" / "step_00000006.png")).std() > 0
 
 
-def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_path):
+def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_path, monkeypatch):
     folder = tmp_path / "states"
     chosen = config("stage=finetune", f"data.text_states={folder}")
     with pytest.raises(ConfigError, match=r"write it with: python -m launch\.precompute"):
@@ -96,7 +97,10 @@ def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_
     precompute(chosen, num_shards=3, batch=8)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
+    digest, read = build.weights_digest, []
+    monkeypatch.setattr(build, "weights_digest", lambda path: read.append(path) or digest(path))
     train(chosen, tmp_path / "run")
+    assert len(read) == 1  # gigabytes
     expected, found = (
         [row["train/loss"] for row in read_metrics(path / "metrics.jsonl") if "train/loss" in row]
         for path in (finetuned[0], tmp_path / "run")

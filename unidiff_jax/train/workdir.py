@@ -1,4 +1,4 @@
-"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, report/."""
+"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, profile/, report/."""
 
 import json
 
@@ -56,6 +56,8 @@ FREE_KEYS = (
     "train.sample_every",
     "train.save_every",
     "train.keep",
+    "train.profile_start",
+    "train.profile_steps",
     "train.compiler_options",
     "data.prefetch",
     "data.read_threads",

@@ -250,6 +250,21 @@ def vae_table(shapes: Params) -> Table:
     )
 
 
+def unified_table(shapes: Params, *, depth: int) -> Table:
+    """Our own PyTorch layout (`torch_unified.UnifiedDiT`): our names, with a number a block."""
+
+    def entry(path: str, rank: int) -> Entry:
+        name = path.replace("/", ".")
+        if path.startswith("blocks/"):
+            name, rank = name.replace("blocks.", "blocks.{i}.", 1), rank - 1
+        is_table = path in ("role_embed/weight", "name_embed/weight")
+        return Entry(path, name, "matrix" if rank == 2 and not is_table else "vector")
+
+    flat = flatten(shapes)
+    entries = tuple(entry(path, len(leaf.shape)) for path, leaf in flat.items())
+    return Table(entries, depth=depth)
+
+
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 

@@ -348,3 +348,19 @@ def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
     names = {field.name for field in dataclasses.fields(T5Config)} - {"dtype", "scan_layers"}
     chosen = {k: v for k, v in values.items() if k in names and v is not None}
     return T5Config(**chosen, dtype=dtype, remat="none")
+
+
+def t5_values(config: T5Config) -> dict[str, Any]:
+    """Inverse of `t5_config`: what transformers' `T5EncoderModel` reads."""
+    sizes = dataclasses.asdict(config)
+    for name in ("scan_layers", "remat", "dtype"):
+        del sizes[name]
+    return sizes | {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": PAD,
+        "eos_token_id": END,
+    }

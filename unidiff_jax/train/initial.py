@@ -8,7 +8,15 @@ from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import open_tensors, read_config
-from unidiff_jax.export.mapping import dit_table, flatten, from_official
+from unidiff_jax.export.mapping import (
+    Table,
+    dit_table,
+    flatten,
+    from_official,
+    nest,
+    unified_table,
+)
+from unidiff_jax.export.unified import is_unified, unified_dit
 from unidiff_jax.models.clip import CLIPTextConfig, CLIPTowersConfig
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
@@ -40,8 +48,12 @@ def check_released(config: ConfigDict) -> None:
     if config.init.get("run"):
         faults += _run_differences(config)
     if config.init.transformer:
-        found = NextDiTConfig.from_json(read_config(config.init.transformer))
-        faults += _differences(found.dit(softcap=dit.softcap, dtype=dit.dtype), dit, "model")
+        values = read_config(config.init.transformer)
+        if is_unified(values):
+            found = unified_dit(values)
+        else:
+            found = NextDiTConfig.from_json(values).dit(softcap=dit.softcap, dtype=dit.dtype)
+        faults += _differences(found, dit, "model")
     if config.init.text_encoder:
         found = released_text_config(
             config.init.text_encoder,
@@ -69,8 +81,9 @@ def load_released(
 
     Args:
       config: of the run; `init.transformer` and `init.text_encoder` are folders in the released
-        layout, or empty (a CLIP's towers are several, with commas between); `init.run`, where there
-        is one, is the workdir whose averages the trained parameters start from.
+        layout (the first also in ours, `export.unified`), or empty (a CLIP's towers are several,
+        with commas between); `init.run`, where there is one, is the workdir whose averages the
+        trained parameters start from.
       model: its structure.
       shardings: where each parameter goes, nested.
       trained: whether to read trained parameters; a run that continues has them in its checkpoint.
@@ -81,7 +94,8 @@ def load_released(
     dit, text = model_configs(config)
     parts = []
     if config.init.transformer:
-        parts.append(Part(("dit",), config.init.transformer, dit_table(dit)))
+        table = _dit_table(config, dit, model.shapes["dit"])
+        parts.append(Part(("dit",), config.init.transformer, table))
     if config.init.text_encoder:
         found = text_parts(config.init.text_encoder, text)
         parts += [part._replace(keys=("text_encoder", *part.keys)) for part in found]
@@ -105,6 +119,15 @@ def load_released(
             )
             result = join(result, part.place(read))
     return result
+
+
+def _dit_table(config: ConfigDict, dit: DiTConfig, shapes: Params) -> Table:
+    """The names of `init.transformer`, which knows no adapters."""
+    folder = config.init.transformer
+    if not folder or not is_unified(read_config(folder)):
+        return dit_table(dit)
+    plain = {k: v for k, v in flatten(shapes).items() if not k.endswith(("/lora_a", "/lora_b"))}
+    return unified_table(nest(plain), depth=dit.depth)
 
 
 def _run_differences(config: ConfigDict) -> list[str]:

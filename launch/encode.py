@@ -23,6 +23,7 @@ from data_pipelines.encoder import EncodeSettings, Guides, encode_dataset, own_s
 from data_pipelines.sources.make import make_source
 from launch import command
 from unidiff_jax.config import ConfigError
+from unidiff_jax.export.files import weights_digest
 from unidiff_jax.paths import as_path
 from unidiff_jax.processes import join_job
 from unidiff_jax.sample.encoders import LatentAutoencoder
@@ -101,8 +102,12 @@ def make_guides(config: ConfigDict) -> Guides:
     if settings:
         origin["identity"] = settings.encoder
     if settings and settings.path:
-        with as_path(settings.path).open("rb") as file:
-            origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        path = as_path(settings.path)
+        if path.is_dir():
+            origin["sha256"] = weights_digest(path)
+        else:
+            with path.open("rb") as file:
+                origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return Guides(regions=True, identity=make_identity(config), origin=origin)
 
 

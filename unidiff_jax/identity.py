@@ -9,6 +9,7 @@ an evaluation whether that was done. An encoder is chosen by the config's
 |---|---|---|
 | `pixels` | empty | small picture and colour histogram; no weights |
 | `onnx` | file | a user's network, run by onnxruntime on the CPU (extra `identity`) |
+| `clip` | folder | the vision tower of a CLIP in Hugging Face's layout |
 
 `pixels` knows nothing of faces or things. It is there so that a run needs no file, and as the
 floor below any network.
@@ -34,9 +35,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.sample.clip import CLIPImages
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
 Vectors = Float[np.ndarray, "n d"]
@@ -255,6 +258,29 @@ class OnnxIdentity:
         return np.asarray(found, np.float32)
 
 
+class ClipIdentity:
+    """CLIP's embeddings of pictures, which UniVG takes of faces.
+
+    Example:
+      >>> ClipIdentity("clip-vit-large-patch14").dim
+      768
+    """
+
+    dim: int
+
+    def __init__(self, folder: AnyPath):
+        """Loads the vision tower of a Hugging Face folder; raises as `CLIPImages.load`."""
+        self._images = CLIPImages.load(folder)
+        self.dim = self._images.config.projection_dim or self._images.config.hidden_size
+
+    def __call__(self, pictures: Pictures) -> Vectors:
+        """Vectors of pictures of any size."""
+        if not len(pictures):
+            return np.zeros((0, self.dim), np.float32)
+        found = self._images.embed([Image.fromarray(picture) for picture in pictures])
+        return _unit(np.asarray(found)).astype(np.float32)
+
+
 def _resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.ndarray:
     smaller = height * width < picture.shape[0] * picture.shape[1]
     how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
@@ -304,6 +330,7 @@ def read_preprocessing(path: AnyPath) -> Preprocessing:
 IDENTITY_ENCODERS: dict[str, Callable[[str], IdentityEncoder]] = {
     "pixels": lambda path: PixelIdentity(),
     "onnx": OnnxIdentity,
+    "clip": ClipIdentity,
 }
 """Encoders by name: what makes one from the config's path."""
 

@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import onnx_files
 import pytest
+import tiny_clip
+from PIL import Image
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.identity import (
@@ -15,6 +17,7 @@ from unidiff_jax.identity import (
     Preprocessing,
     make_identity_encoder,
 )
+from unidiff_jax.sample.clip import CLIPImages
 
 HEIGHT, WIDTH, HIDDEN, CLASSES = 4, 6, 5, 7
 MEAN, STD = (10.0, 100.0, 200.0), (50.0, 60.0, 70.0)
@@ -170,3 +173,17 @@ def test_settings_that_cannot_be(monkeypatch):
     with pytest.raises(ConfigError, match=r"run: ./launch/environment.sh identity"):
         make_identity_encoder({"encoder": "onnx", "path": "a.onnx"})
     assert list(IDENTITY_ENCODERS)[:2] == ["pixels", "onnx"]
+
+
+def test_clip_gives_the_towers_embeddings(tmp_path):
+    folder = tiny_clip.write_tower(tmp_path / "clip", tiny_clip.VISION)
+    encoder = make_identity_encoder({"encoder": "clip", "path": str(folder)})
+    pictures = RNG.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    found = encoder(pictures)
+    assert found.shape == (3, encoder.dim) == (3, tiny_clip.VISION.projection_dim)
+    expected = CLIPImages.load(folder).embed([Image.fromarray(picture) for picture in pictures])
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(
+        found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6
+    )
+    assert encoder(pictures[:0]).shape == (0, encoder.dim)

@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sentencepiece
 from etils import epath
@@ -163,17 +163,19 @@ class CLIPTokenizer(Tokenizer):
         missing = [word for word in (_CLIP_START, _CLIP_END) if word not in vocabulary]
         if missing:
             raise ConfigError(f"{folder}/{_CLIP_FILES[0]} has no {' and no '.join(missing)}")
-        self._model = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
+        # its annotation says texts, the package behind it takes pairs
+        settings: dict[str, Any] = {"vocab": vocabulary, "merges": merges}
+        self._model = transformers.CLIPTokenizer(**settings)
         start, self.end_id = vocabulary[_CLIP_START], vocabulary[_CLIP_END]
         self._start = (start,)
-        self._name_ids = dict.fromkeys(FRAME_NAMES, start)
+        self._name_ids = {name: start for name in FRAME_NAMES}
 
     @property
     def vocab_size(self) -> int:
         return len(self._model)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
+        return str(self._model.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def _pieces(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False)

@@ -248,7 +248,8 @@ class OnnxIdentity:
     def _run(self, pictures: Pictures) -> np.ndarray:
         if self._how.colors == "bgr":
             pictures = pictures[..., ::-1]
-        values = (pictures - np.float32(self._how.mean)) / np.float32(self._how.std)
+        mean, std = (np.array(v, np.float32) for v in (self._how.mean, self._how.std))
+        values = (pictures - mean) / std
         if self._how.layout == "nchw":
             values = values.transpose(0, 3, 1, 2)
         values = np.ascontiguousarray(values, np.float32)

@@ -6,21 +6,26 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 from flax import nnx
 from safetensors.numpy import load_file
 
+from data_pipelines.build import row_size
 from launch.tiny_onediffusion import T5, TRANSFORMER
-from unidiff_jax import load_denoiser
+from unidiff_jax import flow, load_denoiser
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import read_config
 from unidiff_jax.export.run import export_run
 from unidiff_jax.export.unified import from_unified
+from unidiff_jax.frames import pack_rows, unpatchify
 from unidiff_jax.models.lora import LoRAConfig, merge
 from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.sample.pipeline import Pipeline
+from unidiff_jax.tasks import get_task
+from unidiff_jax.text import END
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.workdir import model_parts
 
@@ -128,9 +133,46 @@ def test_a_run_as_a_whole_model_for_pytorch(config, finished, other, tmp_path):
     model = nnx.merge(model_parts(config("lora.rank=2")).graphdef, run.params)
     ids = np.asarray([run.maker.tokenizer.encode("[[image2depth]] a red cube")], np.int32)
     assert mask.sum() == ids.size
-    again = model.text_encoder(ids, segment=np.ones_like(ids))
+    again = model.text_encoder(jnp.asarray(ids), segment=jnp.ones(ids.shape, jnp.int32))
     np.testing.assert_allclose(states[0, : ids.size], again[0], atol=1e-5)
     assert read_config(tmp_path / "out" / "text_encoder")["model_type"] == "t5"
+
+
+@pytest.mark.torch
+def test_the_folder_samples_in_pytorch_as_the_run_does(finished, tmp_path, parity):
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    from unidiff_jax.export.torch_unified import UnifiedDiT, sample
+
+    export_run(finished, tmp_path, layout="unified")
+    pipe, task = Pipeline.from_workdir(finished), get_task("depth")
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    item = {"image": picture, "depth": np.zeros((32, 32), np.float32)}
+    example = pipe.maker.example(task, item, example_id=1, prompt="[[image2depth]]")
+    expected = pipe.generate([(task, example)], seeds=[0], num_steps=3, guidance=2.0)[0][0]["depth"]
+
+    batch, _ = pack_rows([example], size=row_size(pipe.config))
+    noise = flow.draw_noise(jax.random.key(0), jax.tree.map(jnp.asarray, batch))
+    count = len(example["tokens"]) // 2
+    tokens = np.concatenate([example["tokens"][:count], noise[0, count : 2 * count]])
+    latents = [unpatchify(tokens[i : i + count], patch=2, grid=(8, 8)) for i in (0, count)]
+    encoder = transformers.T5EncoderModel.from_pretrained(tmp_path / "text_encoder").eval()
+    with torch.no_grad():
+        ids = [torch.tensor(example["text_ids"][None].astype(np.int64)), torch.tensor([[END]])]
+        states = [encoder(text).last_hidden_state for text in ids]
+    made = sample(
+        UnifiedDiT.from_folder(tmp_path / "transformer"),
+        torch.tensor(np.stack(latents).transpose(0, 3, 1, 2)[None]),
+        states[0],
+        torch.ones_like(ids[0]),
+        empty_states=states[1],
+        empty_mask=torch.ones_like(ids[1]),
+        given=torch.tensor([[1, 0]]),
+        num_steps=3,
+        text_guidance=2.0,
+    )
+    rgb = pipe.maker.autoencoder.decode(made[0, 1].numpy().transpose(1, 2, 0))
+    error = np.abs(rgb - expected).max() / np.abs(expected).max()
+    parity("picture of an exported run in PyTorch", error, bound=1e-4)
 
 
 def test_the_command(finished, released, tmp_path):

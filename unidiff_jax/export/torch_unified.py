@@ -25,11 +25,17 @@ A assets of W features, d the model's width, M that of c, H heads of K channels.
 Text states are the last states of the text encoder. The prompt's words IMG1, RES1, ... call frames;
 `names` and `text_names` hold their numbers: n for IMGn, the n-th given frame, 10 + n for RESn, the
 n-th that is made, 0 for none. Roles are 0 none, 1 canvas, 2 asset, 3 control.
+
+What latents are, `autoencoder` in `config.json` says: `autoencoder_kl` is the folder `vae`
+(diffusers' AutoencoderKL, without its shift) times `scaling_factor`; `space_to_depth` is RGB in
+[-1, 1] with blocks of `downscale` x `downscale` pixels moved into channels, by row, column and
+colour.
 """
 
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 
 import torch
@@ -234,11 +240,13 @@ class UnifiedDiT(nn.Module):
         batch, frames, _, height, width = latents.shape
         grid = (frames, height // c.patch, width // c.patch)
         dtype, device = self.patch_embed.weight.dtype, latents.device
-        self._check(latents, text_mask, roles, names, text_names, visual, mask, asset_features)
+        self._check(latents, text_mask, (roles, names, text_names), (visual, mask))
+        if text_asset is not None and (asset_features is None or not c.asset_dim):
+            raise ValueError("text_asset needs asset_features, and a model with asset_dim")
         given = torch.zeros_like(sigma, dtype=torch.long) if given is None else given
         present = token_presence(sizes, batch=batch, grid=grid, patch=c.patch, device=device)
         text, text_mask = text_states.to(dtype), text_mask.bool()
-        if asset_features is not None and text_asset is not None:
+        if text_asset is not None:
             features = self.asset_in(asset_features.to(dtype))
             text = torch.where(text_asset[..., None] > 0, pick(features, text_asset), text)
 
@@ -280,7 +288,6 @@ class UnifiedDiT(nn.Module):
         rotary = rotary_angles(
             grid, head_dim=c.head_dim, theta=c.rope_theta, scale=c.rope_scale, device=device
         )
-        rows = rows.repeat_interleave(per_frame, dim=1)
         for block in self.blocks:
             x, text = block(x, text, rows, text_rows, rotary, present, text_mask)
 
@@ -299,7 +306,7 @@ class UnifiedDiT(nn.Module):
             return (output - latents) / (1 - level).clamp(min=flow.min_sigma)
         return output
 
-    def _check(self, latents, text_mask, roles, names, text_names, visual, mask, asset_features):
+    def _check(self, latents, text_mask, numbers, guides):
         """Raises ValueError, see `forward`."""
         c = self.config
         _, _, channels, height, width = latents.shape
@@ -310,17 +317,13 @@ class UnifiedDiT(nn.Module):
             )
         if not text_mask.bool().any(1).all():
             raise ValueError("a row has no text: the empty prompt is its end-of-text token")
-        named = any(numbers is not None for numbers in (roles, names, text_names))
-        if named and c.fusion == "cross":
+        if c.fusion == "cross" and any(number is not None for number in numbers):
             raise ValueError("fusion='cross' reads no roles and no names")
-        if bool(c.guidance_dim) != (visual is not None and mask is not None):
-            raise ValueError(
-                "this model needs visual and mask: zeros and ones where no picture is given"
-                if c.guidance_dim
-                else "this model has no channels for visual and mask: given pictures are frames"
-            )
-        if asset_features is not None and not c.asset_dim:
-            raise ValueError("this model reads no asset_features")
+        found = [guide is not None for guide in guides]
+        if c.guidance_dim and not all(found):
+            raise ValueError("this model needs visual and mask; without a picture zeros and ones")
+        if not c.guidance_dim and any(found):
+            raise ValueError("this model has no channels for visual and mask: pictures are frames")
 
 
 # ------------------------------------------------------------------------------------------ blocks
@@ -341,9 +344,10 @@ class Stream(nn.Module):
         self.ffn_out_norm = RMSNorm(dim, eps=eps)
         self.ffn = FeedForward(dim, config.ffn_dim)
 
-    def modulate(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """s1, g1, s2, g2, each (B, n, d), of c or of what a shared layer made of it."""
-        return (rows if self.modulation is None else self.modulation(rows)).chunk(4, dim=-1)
+    def modulate(self, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """s1, g1, s2, g2 of the tokens x, (B, n, d) each; every row serves equally many tokens."""
+        rows = rows if self.modulation is None else self.modulation(rows)
+        return rows.repeat_interleave(x.shape[1] // rows.shape[1], dim=1).chunk(4, dim=-1)
 
     def finish(self, x: Tensor, y: Tensor, gate1: Tensor, scale2: Tensor, gate2: Tensor) -> Tensor:
         """The rest of a block, of its input and of what attention gave."""
@@ -361,7 +365,7 @@ class CrossBlock(Stream):
 
     def forward(self, x, text, rows, text_rows, rotary, present, text_mask):
         """As `JointBlock`, but text is (B, S, E)."""
-        scale1, *others = self.modulate(rows)
+        scale1, *others = self.modulate(rows, x)
         normed = self.attention_norm(x) * (1 + scale1)
         y = self.attention(normed, self.text_norm(text), rotary, present, text_mask)
         return self.finish(x, y, *others), text
@@ -381,15 +385,15 @@ class JointBlock(Stream):
         Args:
           x: (B, N, d) image tokens.
           text: (B, S, d) text tokens.
-          rows: (B, N, M) c of the image tokens, or its modulation (B, N, 4 d) where it is shared.
+          rows: (B, F, M) c of the frames, or its modulation (B, F, 4 d) where that is shared.
           text_rows: (B, 1, M) of the text, likewise.
           rotary: (N, K / 2) angles of the image tokens; nothing marks the place of a text token.
           present: (B, N), False for padding.
           text_mask: (B, S), False for padding.
         """
         other = self if self.text is None else self.text
-        scale1, *image_rest = self.modulate(rows)
-        text_scale1, *text_rest = other.modulate(text_rows)
+        scale1, *image_rest = self.modulate(rows, x)
+        text_scale1, *text_rest = other.modulate(text_rows, text)
         q, k, v = self.attention.project(self.attention_norm(x) * (1 + scale1))
         text_q, text_k, text_v = other.attention.project(
             other.attention_norm(text) * (1 + text_scale1)
@@ -476,7 +480,8 @@ class SigmaEmbed(nn.Module):
 
     def forward(self, sigma: Tensor) -> Tensor:
         steps = torch.arange(128, dtype=torch.float32, device=sigma.device)
-        angles = 1000.0 * sigma.float()[..., None] * 10000.0 ** (-steps / 128)
+        frequency = torch.exp(-math.log(10000.0) * steps / 128)
+        angles = 1000.0 * sigma.float()[..., None] * frequency
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.out(F.silu(self.hidden(sinusoids.to(self.hidden.weight.dtype))))
 

@@ -332,7 +332,6 @@ def test_the_text_encoder_is_transformers(tmp_path, parity):
     config = dataclasses.replace(TEXT, num_layers=2, relative_attention_num_buckets=8)
     graphdef, state = nnx.split(T5Encoder(config, rngs=nnx.Rngs(2)))
     params = tiny.scaled(jax.tree.map(np.asarray, nnx.to_pure_dict(state)))
-    params = jax.tree.map(np.asarray, params)
     tensors = to_official(params, table=t5_table(config))
     write_model(tmp_path, tensors, config=t5_values(config), stem="model")
     theirs = transformers.T5EncoderModel.from_pretrained(tmp_path).eval()
@@ -363,7 +362,8 @@ def test_sixteen_bits(tmp_path):
         ("joint", {"latents": torch.zeros(2, 3, 4, 6, 6)}, r"latents must be \(B, F, 3, h, w\)"),
         ("joint", {"text_mask": torch.zeros(2, 5)}, "a row has no text"),
         ("joint", {"visual": torch.zeros(2, 3, 6, 6), "mask": torch.zeros(2, 6, 6)}, "no channels"),
-        ("joint", {"asset_features": torch.zeros(2, 1, 7)}, "reads no asset_features"),
+        ("joint", {"text_asset": torch.ones(2, 5).long()}, "text_asset needs asset_features"),
+        ("dual_guided", {"asset_features": None}, "text_asset needs asset_features"),
         ("joint", {"sizes": torch.full((2, 3, 2), 3)}, "multiples of the patch, 2"),
         ("dual_shared", {"visual": None}, "needs visual and mask"),
         ("dual", {"given": torch.tensor([[1, 1, 1], [0, 0, 0]])}, "a frame that is made"),

@@ -19,7 +19,10 @@ from jax.sharding import Sharding
 
 from unidiff_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.multimodal import MultimodalConfig
+from unidiff_jax.models.qformer import QFormerConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.vit import ViTConfig
 from unidiff_jax.types import Params
 
 Index = tuple[slice, ...]
@@ -42,11 +45,19 @@ class Tensor(Protocol):
 
 
 class Entry(NamedTuple):
-    """One line of a table."""
+    """One line of a table.
+
+    Attributes:
+      path: of our parameter.
+      official: name of its tensor, or of one a layer.
+      kind: how axes correspond.
+      layers: official numbers of the layers that are stacked; None is 0 to the table's depth.
+    """
 
     path: str
     official: str
     kind: str
+    layers: range | None = None
 
     @property
     def stacked(self) -> bool:
@@ -56,7 +67,7 @@ class Entry(NamedTuple):
         """Official names, one a layer where our parameter is stacked."""
         if not self.stacked:
             return [self.official]
-        return [self.official.format(i=i) for i in range(depth)]
+        return [self.official.format(i=i) for i in self.layers or range(depth)]
 
     def to_official(self, value: np.ndarray) -> np.ndarray:
         """One layer of our parameter as the official tensor."""
@@ -203,6 +214,45 @@ _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.
 """Buffers in folders of old transformers."""
 
 
+_VIT = "encoder.layers.{i}"
+
+VIT_TABLE: tuple[Entry, ...] = (
+    Entry("patch_embedding/weight", "embeddings.patch_embedding.weight", "conv"),
+    Entry("patch_embedding/bias", "embeddings.patch_embedding.bias", "vector"),
+    Entry("class_embedding", "embeddings.class_embedding", "vector"),
+    Entry("position_embedding", "embeddings.position_embedding", "vector"),
+    *_norm("blocks/attention_norm", f"{_VIT}.layer_norm1", bias=True),
+    *_linear("blocks/qkv", f"{_VIT}.self_attn.qkv", bias=True),
+    *_linear("blocks/out", f"{_VIT}.self_attn.projection", bias=True),
+    *_norm("blocks/ffn_norm", f"{_VIT}.layer_norm2", bias=True),
+    *_linear("blocks/ffn_up", f"{_VIT}.mlp.fc1", bias=True),
+    *_linear("blocks/ffn_down", f"{_VIT}.mlp.fc2", bias=True),
+    *_norm("final_norm", "post_layernorm", bias=True),
+)
+
+
+def _qformer_attention(path: str, official: str) -> tuple[Entry, ...]:
+    return (
+        *_linear(f"{path}/q", f"{official}.attention.query", bias=True),
+        *_linear(f"{path}/k", f"{official}.attention.key", bias=True),
+        *_linear(f"{path}/v", f"{official}.attention.value", bias=True),
+        *_linear(f"{path}/out", f"{official}.output.dense", bias=True),
+        *_norm(f"{path}/norm", f"{official}.output.LayerNorm", bias=True),
+    )
+
+
+def _qformer_layer(path: str, *, looks: bool) -> tuple[Entry, ...]:
+    layer = "encoder.layer.{i}"
+    cross = _qformer_attention(f"{path}/cross", f"{layer}.crossattention") if looks else ()
+    return (
+        *_qformer_attention(f"{path}/attention", f"{layer}.attention"),
+        *cross,
+        *_linear(f"{path}/ffn_up", f"{layer}.intermediate_query.dense", bias=True),
+        *_linear(f"{path}/ffn_down", f"{layer}.output_query.dense", bias=True),
+        *_norm(f"{path}/ffn_norm", f"{layer}.output_query.LayerNorm", bias=True),
+    )
+
+
 def dit_table(config: DiTConfig) -> Table:
     """The official OneDiffusion transformer (NextDiT)."""
     kept = (e for e in DIT_TABLE if config.qk_norm or not e.path.startswith(_QK_NORM))
@@ -237,6 +287,42 @@ def clip_vision_table(config: CLIPVisionConfig) -> Table:
         projection, ignored = [], (*ignored, "visual_projection.")
     entries = (*CLIP_VISION_TABLE, *projection)
     return Table(entries, config.num_hidden_layers, ignored, prefix="vision_model.")
+
+
+def vit_table(config: ViTConfig) -> Table:
+    """transformers' `Blip2VisionModel`."""
+    kept = (e for e in VIT_TABLE if config.qkv_bias or e.path != "blocks/qkv/bias")
+    return Table(tuple(kept), depth=config.num_hidden_layers)
+
+
+def qformer_table(config: QFormerConfig) -> Table:
+    """transformers' `Blip2QFormerModel`."""
+    depth, step = config.num_hidden_layers, config.cross_attention_frequency
+    entries = _norm("norm", "layernorm", bias=True)
+    for number in range(step):
+        layer = _qformer_layer(f"groups/layers/{number}", looks=number == 0)
+        entries += [entry._replace(layers=range(number, depth, step)) for entry in layer]
+    return Table(tuple(entries), depth=config.num_groups)
+
+
+def multimodal_table(config: MultimodalConfig) -> Table:
+    """transformers' `Blip2ForConditionalGeneration` with a T5, whose decoder is left out."""
+    entries = [
+        Entry("query_tokens", "query_tokens", "vector"),
+        *_linear("projection", "language_projection", bias=True),
+    ]
+    ignored: list[str] = []
+    for path, prefix, table in (
+        ("vision", "vision_model.", vit_table(config.vision)),
+        ("qformer", "qformer.", qformer_table(config.qformer)),
+        ("text", "language_model.", t5_table(config.text)),
+    ):
+        ignored += [prefix + name for name in table.ignored]
+        for entry in table.entries:
+            layers = entry.layers or (range(table.depth) if entry.stacked else None)
+            inside = Entry(f"{path}/{entry.path}", prefix + entry.official, entry.kind, layers)
+            entries.append(inside)
+    return Table(tuple(entries), ignored=tuple(ignored))
 
 
 def vae_table(shapes: Params) -> Table:

@@ -6,16 +6,21 @@ and one bias table of (heads, s, s) serves all rows.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import gathered
 from unidiff_jax.models.layers import Linear, RMSNorm, apply_layers, stack_layers
 from unidiff_jax.ops.attention import attention
 from unidiff_jax.ops.context import whole_tokens
+
+GELU_APPROXIMATE = {"gelu_new": True, "gelu": False}
+"""Activation by Hugging Face's name -> whether it is the approximation by a tanh."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class T5Config:
       relative_attention_num_buckets: size of the bias table.
       relative_attention_max_distance: distances from here on share the last bucket.
       layer_norm_epsilon: of the RMS norms.
+      dense_act_fn: one of `GELU_APPROXIMATE`; T5 has `gelu_new`, the T5 inside BLIP-2 `gelu`.
       scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
@@ -46,6 +52,7 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    dense_act_fn: str = "gelu_new"
     scan_layers: bool = True
     remat: str = "full"
     dtype: str = "float32"
@@ -59,6 +66,23 @@ class T5Config:
     def max_length(self) -> None:
         """Texts may have any length: positions are relative."""
         return None
+
+    def __post_init__(self):
+        if self.dense_act_fn not in GELU_APPROXIMATE:
+            known = " and ".join(map(repr, GELU_APPROXIMATE))
+            raise ConfigError(f"dense_act_fn={self.dense_act_fn!r} is not known; known are {known}")
+
+
+class Overlay(NamedTuple):
+    """Embeddings that take the place of the ids' own.
+
+    Attributes:
+      values: embeddings.
+      mask: where they do.
+    """
+
+    values: Float[Array, "b s e"]
+    mask: Bool[Array, "b s"]
 
 
 class T5Encoder(nnx.Module):
@@ -79,9 +103,15 @@ class T5Encoder(nnx.Module):
         self.final_norm = RMSNorm(c.d_model, eps=c.layer_norm_epsilon, axis="embed")
 
     def __call__(
-        self, ids: Int[Array, "b s"], *, segment: Int[Array, "b s"]
+        self, ids: Int[Array, "b s"], *, segment: Int[Array, "b s"], overlay: Overlay | None = None
     ) -> Float[Array, "b s e"]:
-        """Encodes packed texts; padding (segment 0) gives finite states that nobody reads."""
+        """Encodes packed texts; padding (segment 0) gives finite states that nobody reads.
+
+        Args:
+          ids: of the pieces.
+          segment: number of the text in its row.
+          overlay: embeddings that do not come from ids, such as those of pictures.
+        """
         c = self.config
         place = jnp.arange(ids.shape[1])
         distance = place[None, :] - place[:, None]  # key minus query
@@ -92,7 +122,10 @@ class T5Encoder(nnx.Module):
         )
         bias = jnp.moveaxis(self.position_bias[...][bucket], -1, 0)[None]
         table = gathered(self.embedding[...].astype(jnp.dtype(c.dtype)), ("vocab", "embed"))
-        x = whole_tokens(table[ids])
+        x = table[ids]
+        if overlay is not None:
+            x = jnp.where(overlay.mask[..., None], overlay.values.astype(x.dtype), x)
+        x = whole_tokens(x)
         x = apply_layers(self.blocks, x, bias, segment, scan=c.scan_layers, remat=c.remat)
         return self.final_norm(x)
 
@@ -128,7 +161,8 @@ class T5Block(nnx.Module):
         y = attention(q, k, v, q_segment=segment, kv_segment=segment, scale=1.0, bias=bias)
         x = whole_tokens(x + self.out(y.reshape(*x.shape[:2], -1)))
         y = self.ffn_norm(x)
-        y = self.ffn_down(jax.nn.gelu(self.ffn_gate(y), approximate=True) * self.ffn_up(y))
+        gate = jax.nn.gelu(self.ffn_gate(y), approximate=GELU_APPROXIMATE[self.config.dense_act_fn])
+        y = self.ffn_down(gate * self.ffn_up(y))
         return whole_tokens(x + y)
 
 

@@ -11,7 +11,8 @@ import pytest
 import tiny
 from flax import nnx
 
-from unidiff_jax.models.t5 import T5Encoder, relative_bucket
+from unidiff_jax.config import ConfigError
+from unidiff_jax.models.t5 import Overlay, T5Encoder, relative_bucket
 from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.text import END
 
@@ -104,6 +105,31 @@ def test_padding_is_finite_and_the_order_of_words_matters(encode):
     assert np.isfinite(encode(ids, segment)).all()
     forward, backward = states(encode, [[3, 4, 5, 1]])[0], states(encode, [[5, 4, 3, 1]])[0]
     assert np.abs(forward[1] - backward[1]).max() > 1e-3
+
+
+def test_overlay():
+    model = T5Encoder(CONFIG, rngs=nnx.Rngs(0))
+    ids, segment = (jnp.asarray(x) for x in row(TEXTS))
+    expected = model(ids, segment=segment)
+    mask = ids % 2 == 0
+    values = model.embedding[...][ids] + jnp.where(mask, 0.0, 7.0)[..., None]
+    found = model(jnp.where(mask, 13, ids), segment=segment, overlay=Overlay(values, mask))
+    np.testing.assert_array_equal(found, expected)
+    changed = model(ids, segment=segment, overlay=Overlay(values + 1.0, mask))
+    assert np.abs(changed - expected)[segment > 0].max() > 1e-2
+
+
+def test_activations():
+    with pytest.raises(ConfigError, match=r"dense_act_fn='relu'.*'gelu_new' and 'gelu'"):
+        dataclasses.replace(CONFIG, dense_act_fn="relu")
+    ids, segment = (jnp.asarray(x) for x in row(TEXTS))
+    first, second = (
+        T5Encoder(dataclasses.replace(CONFIG, dense_act_fn=name), rngs=nnx.Rngs(0))(
+            ids, segment=segment
+        )
+        for name in ("gelu_new", "gelu")
+    )
+    assert 1e-6 < np.abs(first - second).max() < 1e-2
 
 
 # ----------------------------------------------------------------------------- against transformers

@@ -19,7 +19,7 @@ STEP = """ENTRY %main (a: s8[8,16], b: s8[16,8], c: bf16[8,8]) -> bf16[8,8] {
 
 
 def found(*settings, host_bytes=0):
-    config = tiny_run.config("nowhere", *settings)
+    config = tiny_run.config("nowhere", "optim.name=adamw", *settings)
     state = state_shapes(config, make_program(config))
     options = efficiency(config, state, hlo.parse(STEP), host_bytes=host_bytes)
     return options, efficiency_report(options), bytes_a_device(state.params)

@@ -64,18 +64,34 @@ def gpu_devices(name: str, *, per_node: int, nodes: int) -> list[jax.Device]:
         name,
         "cuda",
         topology=f"1x{nodes}x{per_node}",
-        target_config=describe(TARGETS[name], cudnn=_versions.cudnn_get_version()),
+        target_config=describe(
+            TARGETS[name],
+            cuda=_dotted(_versions.cuda_runtime_get_version(), unit=1000),
+            cudnn=_dotted(_versions.cudnn_get_version(), unit=10000),
+        ),
     )
     return list(found.devices)
 
 
-def describe(target: Target, *, cudnn: int) -> str:
-    """The text of a `GpuTargetConfigProto`; `cudnn` is its version as one number, 92000."""
+def _dotted(version: int, *, unit: int) -> str:
+    """`13020` with a unit of 1000 as 13.2.0, `92001` with one of 10,000 as 9.20.1."""
+    step = 10 if unit == 1000 else 100
+    return f"{version // unit}.{version % unit // step}.{version % step}"
+
+
+def describe(target: Target, *, cuda: str, cudnn: str) -> str:
+    """The text of a `GpuTargetConfigProto`, for the installed CUDA (13.0.0) and cuDNN (9.20.0)."""
+    major, minor, patch = cudnn.split(".")
     return f"""
 platform_name: "CUDA"
 device_description_str: "{target.name}"
-dnn_version_info {{ major: {cudnn // 10000} minor: {cudnn // 100 % 100} patch: {cudnn % 100} }}
+dnn_version_info {{ major: {major} minor: {minor} patch: {patch} }}
 gpu_device_info {{
+  name: "{target.name}"
+  driver_version: "{cuda}"
+  runtime_version: "{cuda}"
+  compile_time_toolkit_version: "{cuda}"
+  dnn_version: "{cudnn}"
   cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
   core_count: 132
   fpus_per_core: 128

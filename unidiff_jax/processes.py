@@ -89,9 +89,9 @@ def _leave_last_words() -> None:
     )
 
     def say_end() -> None:
+        jax.distributed.shutdown()  # waits for the others, and fails where one died
         shell.communicate("end\n")
 
-    # last of all: what JAX does at the end may fail too
     atexit.register(say_end)
 
 

@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "array_record": "array-record",
     "cv2": "opencv-python-headless",
+    "jax_cuda13_plugin": "jax",
     "jaxlib": "jax",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",

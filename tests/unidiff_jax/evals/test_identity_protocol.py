@@ -60,7 +60,7 @@ def test_the_truth_is_recognised_and_trivial_answers_are_not(protocol):
 def test_a_perfect_model_has_learned(protocol):
     outputs = np.repeat(oracle(protocol)[:, None], 2, axis=1)
     judged = judge(protocol, outputs)
-    assert judged.values.mean() > 0.9 and judged.secondary["thing found"] == 1
+    assert judged.values.mean() > 0.9 and judged.secondary["thing found"] > 0.9
     assert judged.verdict.over_floor.low > 0 and judged.verdict.over_shuffled.low > 0
     outputs[0, 0] = np.nan
     assert judge(protocol, outputs).n_failed == 1

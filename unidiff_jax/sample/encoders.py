@@ -41,7 +41,7 @@ from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
 from unidiff_jax.paths import AnyPath
 from unidiff_jax.sample.clip import clip_text_config, tower_values
-from unidiff_jax.text import Tokenizer, load_tokenizer
+from unidiff_jax.text import END, PAD, Tokenizer, load_tokenizer
 from unidiff_jax.types import Params
 
 MAX_TEXT = 300

@@ -172,7 +172,6 @@ def test_the_layout_is_the_released_one_where_that_can_be():
         ("model.softcap", 5.0, r"model\.softcap=5\.0"),
         ("model.shared_modulation", True, r"model\.shared_modulation=True"),
         ("data.guidance", "channels", r"data\.guidance='channels'"),
-        ("data.identity", {"encoder": "pixels", "path": "", "dim": 7}, r"data\.identity is set"),
     ],
 )
 def test_what_the_released_layout_cannot_say(key, value, reason):
@@ -180,6 +179,12 @@ def test_what_the_released_layout_cannot_say(key, value, reason):
     assert found.name == "unified" and len(found.faults) == 1
     with pytest.raises(ConfigError, match=rf"{reason}.*; --layout unified has it"):
         layout_of({key: value}, layout="released")
+
+
+def test_the_released_layout_has_no_references():
+    identity = {"encoder": "pixels", "path": "", "dim": 7}
+    found = layout_of({"data.guidance": "channels", "data.identity": identity})
+    assert len(found.faults) == 2 and "data.identity is set" in found.faults[1]
 
 
 @pytest.mark.parametrize("lora", [0, 2])

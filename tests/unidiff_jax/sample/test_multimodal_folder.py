@@ -13,9 +13,9 @@ from PIL import Image
 
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.multimodal import LENGTH_STEP, LoadedMultimodal, preprocess
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import load_tokenizer
 
-TOKENIZER = Tokenizer(
+TOKENIZER = load_tokenizer(
     pathlib.Path(__file__)
     .resolve()
     .parents[2]

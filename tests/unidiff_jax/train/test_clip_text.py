@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipelines.build import check_data, make_tokenizer
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten
-from unidiff_jax.export.run import check_exportable
+from unidiff_jax.export.run import choose_layout
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.initial import check_released
 from unidiff_jax.train.loop import train
@@ -131,10 +131,10 @@ def test_settings_that_do_not_fit_clip(config, miniworld, bpe, tmp_path):
         make_tokenizer(t5, tmp_path / "other")
     named = config().unlock()
     named.data.prompts = "base"
-    with pytest.raises(ConfigError, match=r"only model\.fusion='joint' tells them apart"):
+    with pytest.raises(ConfigError, match=r"model\.fusion='joint' and 'dual' tell them"):
         check_data(named)
     with pytest.raises(ConfigError, match=r"text\.kind='clip', the layout means 't5'"):
-        check_exportable(config(), model_configs(config())[0])
+        choose_layout(config(), model_configs(config())[0], "released")
 
 
 def test_a_config_without_a_kind_is_a_t5(miniworld):

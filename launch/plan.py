@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs.meshes import PRESETS, get_mesh
-from configs.plans import PLANS
+from configs.plans import PLANS, Plan
 from launch import command, gpus, hlo
 from launch.chips import CHIPS, GIB, parse_topology
 from launch.efficiency import bytes_a_device, efficiency, efficiency_report
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     values = flags.FLAGS
     if values.named:
-        _write(values.json, plan_named(values.named))
+        plan_named(values.named, path=values.json)
         return
     config = command.config_from_flags()
     topology = load_topology(values.topology, num_slices=values.num_slices)
@@ -143,8 +144,12 @@ def _write(path: str | None, result: Numbers) -> None:
         pathlib.Path(path).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
 
 
-def plan_named(name: str) -> Numbers:
+def plan_named(name: str, *, path: str | None = None) -> Numbers:
     """Plans by the names of `configs/plans.py`; prints a row each.
+
+    Args:
+      name: one, or `all`.
+      path: JSON file, written after each plan; what it holds already is not compiled again.
 
     Raises:
       ConfigError: an unknown name.
@@ -152,17 +157,30 @@ def plan_named(name: str) -> Numbers:
     if name != "all" and name not in PLANS:
         raise ConfigError(f"--named={name!r} is unknown; all, or one of {', '.join(PLANS)}")
     chosen = PLANS if name == "all" else {name: PLANS[name]}
-    results = {}
+    done = path and pathlib.Path(path).exists()
+    results = json.loads(pathlib.Path(path).read_text()) if done else {}
     tqdm.write(f"{'plan':<26} {'chips':>5} {'GiB':>6} {'ms':>7} {'MFU bound':>10}  limit")
     for key, plan in tqdm(chosen.items(), desc="plans", unit="plan"):
-        config = load_config(plan.config, overrides=plan.settings)
-        topology = load_topology(plan.topology, num_slices=plan.num_slices)
-        found = results[key] = plan_train(config, topology)
-        tqdm.write(
-            f"{key:<26} {found['chips']:>5} {found['peak_bytes'] / GIB:>6.1f} "
-            f"{1e3 * found['seconds']['step']:>7.1f} {found['mfu_bound']:>10.1%}  {found['limit']}"
-        )
+        if key not in results:
+            config = load_config(plan.config, overrides=plan.settings)
+            topology = load_topology(plan.topology, num_slices=plan.num_slices)
+            results[key] = plan_train(config, topology)
+            _write(path, results)
+        tqdm.write(_row(key, results[key], plan=plan))
     return results
+
+
+def _row(name: str, found: Numbers, *, plan: Plan) -> str:
+    faults = [
+        "" if found["fits"] else "does NOT fit",
+        "gathers tokens" if found["gathered_tokens"] else "",
+        f"below {plan.min_bound:.0%}" if found["mfu_bound"] < plan.min_bound else "",
+    ]
+    return (
+        f"{name:<26} {found['chips']:>5} {found['peak_bytes'] / GIB:>6.1f} "
+        f"{1e3 * found['seconds']['step']:>7.1f} {found['mfu_bound']:>10.1%}  {found['limit']}"
+        + "".join(f", {fault}" for fault in faults if fault)
+    )
 
 
 def load_topology(name: str, *, num_slices: int = 1) -> Topology:
@@ -274,6 +292,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
             | {"sent_bytes": int(c.sent), "source": c.source}
             for c in sorted(found, key=lambda c: -c.sent)[:20]
         ],
+        "gathered_tokens": gathered_tokens(found, config),
         "flops": {"needed": roof.needed, "again": roof.again, "kernel": roof.kernel},
         "seconds": {
             "compute": roof.compute,
@@ -293,6 +312,22 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
             path: str(place.spec) for path, place in flatten(program.shardings.params).items()
         },
     }
+
+
+def gathered_tokens(found: list[hlo.Collective], config: ConfigDict) -> list[str]:
+    """All-gathers of the tokens of a row with all that the model knows of them: a plan has none.
+
+    Keys and values of all tokens are gathered on purpose, where `seq` cuts a row.
+    """
+    tokens = {config.data.row.tokens, config.data.row.text}
+    faults = []
+    for c in found:
+        shapes = [set(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", c.shape)]
+        if c.kind == "all-gather" and any(
+            tokens & sides and config.model.hidden_dim in sides for sides in shapes
+        ):
+            faults.append(f"{c.shape} {c.source}")
+    return faults
 
 
 def collective_table(found: list[hlo.Collective]) -> Numbers:

@@ -50,22 +50,12 @@ from unidiff_jax.export.mapping import flatten
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.text_encoder import make_text_encoder, text_config
-from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
+from unidiff_jax.models.vae import SD3_VAE, AutoencoderKL
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
 from unidiff_jax.train.workdir import model_configs
-
-RELEASED_VAE = VAEConfig(
-    latent_channels=16,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-    dtype="bfloat16",
-)
-"""The autoencoder of Stable Diffusion 3, which OneDiffusion uses."""
 
 HALF = 0.5
 """Of the bound: what a well-tuned trainer reaches."""
@@ -292,7 +282,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
             | {"sent_bytes": int(c.sent), "source": c.source}
             for c in sorted(found, key=lambda c: -c.sent)[:20]
         ],
-        "gathered_tokens": gathered_tokens(found, config),
+        "gathered_tokens": gathered_tokens(found, config, parameters=program.model.shapes),
         "flops": {"needed": roof.needed, "again": roof.again, "kernel": roof.kernel},
         "seconds": {
             "compute": roof.compute,
@@ -314,19 +304,23 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     }
 
 
-def gathered_tokens(found: list[hlo.Collective], config: ConfigDict) -> list[str]:
+def gathered_tokens(
+    found: list[hlo.Collective], config: ConfigDict, *, parameters: Any
+) -> list[str]:
     """All-gathers of the tokens of a row with all that the model knows of them: a plan has none.
 
-    Keys and values of all tokens are gathered on purpose, where `seq` cuts a row.
+    Keys and values of all tokens are gathered on purpose, where `seq` cuts a row, and weights are.
     """
     tokens = {config.data.row.tokens, config.data.row.text}
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(parameters)]
+    weights = {tuple(sorted(s)) for shape in shapes for s in (shape, shape[1:])}
     faults = []
     for c in found:
-        shapes = [set(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", c.shape)]
-        if c.kind == "all-gather" and any(
-            tokens & sides and config.model.hidden_dim in sides for sides in shapes
-        ):
-            faults.append(f"{c.shape} {c.source}")
+        for dims in re.findall(r"\[([\d,]+)\]", c.shape) if c.kind == "all-gather" else ():
+            sides = sorted(map(int, dims.split(",")))
+            is_weight = tuple(side for side in sides if side > 1) in weights
+            if tokens.intersection(sides) and config.model.hidden_dim in sides and not is_weight:
+                faults.append(f"{c.shape} {c.source}")
     return faults
 
 
@@ -443,7 +437,7 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
     networks = {
         "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
         "denoise": abstract_dit(dit),
-        "decode": abstract(lambda rngs: AutoencoderKL(RELEASED_VAE, rngs=rngs)),
+        "decode": abstract(lambda rngs: AutoencoderKL(SD3_VAE, rngs=rngs)),
     }
     params = {
         name: _parameters(network, config, mesh, dtype=jnp.bfloat16)
@@ -481,7 +475,7 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
         "decode": compile_for(
             encoders.vae_decode,
             params["decode"],
-            array((frames, side, side, RELEASED_VAE.latent_channels)),
+            array((frames, side, side, SD3_VAE.latent_channels)),
             graphdef=networks["decode"].graphdef,
         ),
     }

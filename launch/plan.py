@@ -47,6 +47,7 @@ from launch.efficiency import bytes_a_device, efficiency, efficiency_report
 from launch.roofline import attention_kernels, train_roofline
 from unidiff_jax.config import ConfigError, load_config, to_dict
 from unidiff_jax.export.mapping import flatten
+from unidiff_jax.flops import autoencoder_flops
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.text_encoder import make_text_encoder, text_config
@@ -55,7 +56,7 @@ from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
-from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.train.workdir import model_configs, pixel_config
 
 HALF = 0.5
 """Of the bound: what a well-tuned trainer reaches."""
@@ -240,6 +241,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     parsed = hlo.parse(step.text)
     found = hlo.collectives(parsed)
     dit, text = model_configs(config)
+    pixels = pixel_config(config)
     examples = config.data.row.segments - 1
     kernels = attention_kernels(dit, is_gpu=chip.is_gpu)
     roof = train_roofline(
@@ -248,6 +250,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
         batch,
         trains_text=any(k.startswith("text_encoder") for k in flatten(program.shardings.params)),
         examples=examples,
+        pixels=pixels,
         attention=kernels,
         found=found,
         traffic=hlo.hbm_bytes(parsed),
@@ -270,7 +273,13 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
         "tokens_per_chip": config.data.batch_rows * config.data.row.tokens // chips,
         "remat": dit.remat,
         "attention": kernels,
-        "options": efficiency(config, state, parsed, host_bytes=step.host),
+        "options": efficiency(
+            config,
+            state,
+            parsed,
+            host_bytes=step.host,
+            autoencoder_flops=autoencoder_flops(pixels, batch) if pixels else 0,
+        ),
         "devices_per_chip": chip.devices,
         "hbm_limit_bytes": limit,
         "peak_bytes": peak,

@@ -122,7 +122,7 @@ def _is_attention(product: Product) -> bool:
 
 def attention_kernels(dit: DiTConfig, *, is_gpu: bool) -> dict[str, str]:
     """The kernel of `ops.attention` that computes each attention product, by its name."""
-    names = ("attention",) if dit.fusion == "joint" else ("attention.image", "attention.text")
+    names = ("attention.image", "attention.text") if dit.fusion == "cross" else ("attention",)
     if dit.attention != "auto":
         return dict.fromkeys(names, dit.attention)
     if not is_gpu:

@@ -10,12 +10,15 @@
 
 Needs the compiler (./launch/environment.sh tpu, or cuda) and no TPU, GPU or driver. `train` is the
 train step with its state: memory, collectives, and the roofline (`launch.roofline`). `sample` is
-OneDiffusionPipeline on one chip or, with mesh=tensor in the config's argument, several: text
-states, the whole loop of one picture, decoding. `--sweep` compiles the train step for several
-meshes, remat policies and numbers of rows, and prints a table; a compilation takes a minute or two.
+what samples the config's model: OneDiffusionPipeline on one chip or, with mesh=tensor in the
+config's argument, several (text states, the whole loop of one result, decoding), and for models
+that the released layout cannot say `Pipeline` (the loop of a row a chip, decoding). `--sweep`
+compiles the train step for several meshes, remat policies and numbers of rows, and prints a table;
+a compilation takes a minute or two.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -45,18 +48,23 @@ from launch import command, gpus, hlo
 from launch.chips import CHIPS, GIB, parse_topology
 from launch.efficiency import bytes_a_device, efficiency, efficiency_report
 from launch.roofline import attention_kernels, train_roofline
+from unidiff_jax import flow
 from unidiff_jax.config import ConfigError, load_config, to_dict
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.flops import autoencoder_flops
-from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
+from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.text_encoder import make_text_encoder, text_config
 from unidiff_jax.models.vae import SD3_VAE, AutoencoderKL
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
+from unidiff_jax.sample.guidance import Guidance
+from unidiff_jax.sample.pipeline import sample_tokens
+from unidiff_jax.text import END
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
-from unidiff_jax.train.workdir import model_configs, pixel_config
+from unidiff_jax.train.state import ModelParts
+from unidiff_jax.train.workdir import model_configs, model_parts, on_latents, pixel_config
 
 HALF = 0.5
 """Of the bound: what a well-tuned trainer reaches."""
@@ -438,29 +446,108 @@ def usable_meshes(topology: Topology) -> Iterator[str]:
 
 
 def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: int) -> Numbers:
-    """One result of OneDiffusionPipeline with guidance, in bfloat16."""
+    """Compiles what samples the model with guidance, and the decoder of one result.
+
+    `OneDiffusionPipeline` in bfloat16 makes one result; `Pipeline` makes rows, with the averages in
+    float32 as a run has them.
+    """
     mesh = make_mesh(config.mesh.axes, devices=topology.devices)
     dit, _ = model_configs(config)
-    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
-    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
-    networks = {
-        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
-        "denoise": abstract_dit(dit),
-        "decode": abstract(lambda rngs: AutoencoderKL(SD3_VAE, rngs=rngs)),
-    }
+    is_released = dit.fusion == "cross"
+    networks = _released_networks(config) if is_released else {}
+    networks["decode"] = abstract(lambda rngs: AutoencoderKL(SD3_VAE, rngs=rngs))
     params = {
         name: _parameters(network, config, mesh, dtype=jnp.bfloat16)
         for name, network in networks.items()
     }
-    whole = replicated(mesh)
-
-    def array(shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-
     side = size // config.autoencoder.downscale
-    grid = (frames, side // config.patch, side // config.patch)
+    if is_released:
+        grid = (frames, side // config.patch, side // config.patch)
+        programs = _released_sampler(config, networks, params, mesh=mesh, grid=grid)
+        parameters = _count(networks["denoise"].shapes)
+    else:
+        model = model_parts(on_latents(config))
+        params["sample"] = _parameters(model, config, mesh, dtype=jnp.float32)
+        programs = {"sample": _run_sampler(config, model, params["sample"], mesh=mesh)}
+        parameters = _count(model.shapes["dit"])
+    programs["decode"] = compile_for(
+        encoders.vae_decode,
+        params["decode"],
+        _whole((frames, side, side, SD3_VAE.latent_channels), mesh=mesh),
+        graphdef=networks["decode"].graphdef,
+    )
+    weights = {name: bytes_a_device(tree) for name, tree in params.items()}
+    # weights of the other programs stay on the chip too; a program's own are in its arguments
+    peak = max(
+        p.arguments + p.temporaries + sum(weights.values()) - weights[name]
+        for name, p in programs.items()
+    )
+    chip = CHIPS[topology.kind]
+    limit = int(chip.memory / chip.devices)
+    return {
+        "topology": topology.name,
+        "num_slices": topology.num_slices,
+        "chips": len(topology.devices) // chip.devices,
+        "devices_per_chip": chip.devices,
+        "program": "sample",
+        "parameters": parameters,
+        "hbm_limit_bytes": limit,
+        "peak_bytes": int(peak),
+        "fits": bool(peak <= limit),
+        "programs": {name: p.numbers() for name, p in programs.items()},
+    }
+
+
+def _run_sampler(config: ConfigDict, model: ModelParts, params: Any, *, mesh: Mesh) -> Compiled:
+    """The sampler of `Pipeline` on a row for each chip that rows lie over."""
+    config = on_latents(config).copy_and_resolve_references()
+    config.data.batch_rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    sample = functools.partial(
+        sample_tokens,
+        graphdef=model.graphdef,
+        flow_config=flow.FlowConfig(**config.flow),
+        empty_text=(END,),
+        shift=config.data.shift,
+        num_steps=config.sample.num_steps,
+        solver=config.sample.solver,
+        guidance=Guidance(
+            text=config.sample.guidance, image=config.sample.get("image_guidance", 1.0)
+        ),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return compile_for(
+        jax.jit(on_mesh(sample, mesh, rules=config.mesh.rules), out_shardings=replicated(mesh)),
+        params,
+        batch_shapes(config, sharding=batch_sharding(mesh)),
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)),
+    )
+
+
+def _released_networks(config: ConfigDict) -> dict[str, Abstract]:
+    """Text encoder and denoiser in bfloat16."""
+    dit, _ = model_configs(config)
+    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
+    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
+    return {
+        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
+        "denoise": abstract_dit(dit),
+    }
+
+
+def _released_sampler(
+    config: ConfigDict,
+    networks: dict[str, Abstract],
+    params: dict[str, Any],
+    *,
+    mesh: Mesh,
+    grid: tuple[int, int, int],
+) -> dict[str, Compiled]:
+    """The programs of `OneDiffusionPipeline`; `grid` is (frames, rows, columns) in patches."""
+    dit, _ = model_configs(config)
+    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
+    array = functools.partial(_whole, mesh=mesh)
     length = config.max_text
-    programs = {
+    return {
         "text": compile_for(
             encoders.encode_text,
             params["text"],
@@ -479,38 +566,18 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
             array(()),
             config=dit,
             grid=grid,
-            made=(1,) * frames,
+            made=(1,) * grid[0],
         ),
-        "decode": compile_for(
-            encoders.vae_decode,
-            params["decode"],
-            array((frames, side, side, SD3_VAE.latent_channels)),
-            graphdef=networks["decode"].graphdef,
-        ),
-    }
-    weights = {name: bytes_a_device(tree) for name, tree in params.items()}
-    # weights of the other programs stay on the chip too; a program's own are in its arguments
-    peak = max(
-        p.arguments + p.temporaries + sum(weights.values()) - weights[name]
-        for name, p in programs.items()
-    )
-    chip = CHIPS[topology.kind]
-    limit = int(chip.memory / chip.devices)
-    return {
-        "topology": topology.name,
-        "num_slices": topology.num_slices,
-        "chips": len(topology.devices) // chip.devices,
-        "devices_per_chip": chip.devices,
-        "program": "sample",
-        "parameters": _count(networks["denoise"].shapes),
-        "hbm_limit_bytes": limit,
-        "peak_bytes": int(peak),
-        "fits": bool(peak <= limit),
-        "programs": {name: p.numbers() for name, p in programs.items()},
     }
 
 
-def _parameters(network: Abstract, config: ConfigDict, mesh: Mesh, *, dtype: Any) -> Any:
+def _whole(shape: tuple[int, ...], dtype: Any = jnp.float32, *, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+
+def _parameters(
+    network: Abstract | ModelParts, config: ConfigDict, mesh: Mesh, *, dtype: Any
+) -> Any:
     places = parameter_shardings(network.shapes, network.axes, rules=config.mesh.rules, mesh=mesh)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),

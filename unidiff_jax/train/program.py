@@ -130,6 +130,9 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
         latents=[latent],
         stds=[latent] if "sources" in config.data and not sees_pixels(config) else None,
         text_ids=[1],
+        text_states=np.zeros((1, dit.text_dim), np.float32)
+        if config.data.get("text_states")
+        else None,
         example_id=1,
         patch=config.patch,
         guide=Guide(latent, latent[..., 0]) if dit.guidance_dim else None,

@@ -28,7 +28,8 @@ from PIL import Image
 
 from unidiff_jax.evals import statistics
 from unidiff_jax.evals.charts import format_number, json_pointer, make_bar, make_panels
-from unidiff_jax.evals.results import IMAGE_KINDS, ReportError, read_results, read_samples
+from unidiff_jax.evals.results import read_results, read_samples
+from unidiff_jax.evals.results_schema import IMAGE_KINDS, ReportError
 
 NUM_SHOWN = 8
 """K: the first K and the worst K items of a task are on the page."""

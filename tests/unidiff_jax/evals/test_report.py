@@ -7,17 +7,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from unidiff_jax.config import config_hash
 from unidiff_jax.evals import charts, report, statistics
 from unidiff_jax.evals.results import (
-    SCHEMA_VERSION,
-    ReportError,
     SampleWriter,
-    config_hash,
     git_state,
     package_versions,
+    read_results,
+    score_result,
     task_result,
     write_results,
 )
+from unidiff_jax.evals.results_schema import OFFICIAL, SCHEMA_VERSION, ReportError
 
 VOID = {"meta", "img", "br", "rect", "circle", "line", "path"}
 NUM_ITEMS = statistics.MIN_ITEMS
@@ -390,6 +391,85 @@ def test_the_seeds_named_are_the_seeds_judged():
     values = np.ones((4, 2))
     with pytest.raises(ReportError, match="depth: 3 seeds named, 2 judged"):
         fake_task("depth", values=values, floors={"copy": np.zeros(4)})
+
+
+# ---------------------------------------------------------------------------- scores
+
+
+def fake_score(**changes):
+    arguments = {
+        "score": statistics.interval(np.linspace(0.7, 0.9, NUM_ITEMS), num_resamples=50),
+        "benchmark": "magicbrush",
+        "protocol": "magicbrush/single_turn",
+        "title": "MagicBrush test, single turn",
+        "metric": "clip_i",
+        "higher_is_better": True,
+        "n_items": NUM_ITEMS,
+        "badge": OFFICIAL,
+        "split": "test",
+        "description": "Cosine of the embeddings of output and target, mean over items.",
+        "reference": "gt",
+        "encoder": {"name": "clip-vit-b-32", "sha256": "ab" * 32, "preprocess": "PIL bicubic 224"},
+        "captions": "all",
+        "rows": {"copy input": 0.861},
+        "samples": "magicbrush",
+    } | changes
+    return score_result(arguments.pop("score"), **arguments)
+
+
+def test_a_run_may_have_scores_alone(tmp_path):
+    scores = [
+        fake_score(),
+        fake_score(captions="captions differ", n_items=200, samples=None),
+        fake_score(score=12.3, metric="fid", reference="none", encoder=None, samples=None),
+    ]
+    write_results(tmp_path, results={**fake_results(), "tasks": [], "scores": scores})
+    loaded = read_results(tmp_path)
+    assert loaded["scores"] == scores
+    assert loaded["scores"][0]["ci95"][0] < loaded["scores"][0]["value"]
+    assert loaded["scores"][2]["ci95"] is None
+
+
+def test_results_of_the_first_version_are_still_read(tmp_path):
+    path = write_results(tmp_path, results=fake_results())
+    content = json.loads(path.read_text())
+    del content["scores"]
+    path.write_text(json.dumps({**content, "schema_version": 1}))
+    assert read_results(tmp_path)["scores"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"badge": "official"}, r"scores\[0\]\.badge is .official.; expected 'official protocol'"),
+        ({"reference": "target"}, r"reference is .target.; expected 'input' or 'gt'"),
+        ({"metric": "CLIP I"}, r"metric is .CLIP I.; expected an id"),
+        ({"protocol": "emu_edit/test"}, "protocol must begin with the benchmark, 'magicbrush'"),
+        ({"encoder": {"name": "clip"}}, r"encoder is .* expected \{'name'"),
+        ({"encoder": {"name": "c", "sha256": "x", "preprocess": "p"}}, "64 hexadecimal digits"),
+        ({"judge": {"name": "gpt-4.1"}}, r"judge is .* expected \{'name': text, 'date'"),
+        ({"n_failed": 2}, "failures must say what became of the n_failed items"),
+        ({"failures": "left out"}, "failures must say"),
+        ({"n_failed": NUM_ITEMS + 1, "failures": "x"}, "n_failed exceeds n_items"),
+        ({"deviations": ["Other weights."]}, "with deviations cannot have the badge 'official"),
+        ({"samples": "depth"}, "samples is 'depth', the name of a task"),
+        ({"rows": {"copy": float("nan")}}, r"rows is .* expected \{name: finite number\}"),
+    ],
+)
+def test_a_score_that_contradicts_itself_is_refused(tmp_path, change, message):
+    with pytest.raises(ReportError, match=message):
+        write_results(tmp_path, results={**fake_results(), "scores": [fake_score(**change)]})
+
+
+def test_one_number_is_not_given_twice(tmp_path):
+    results = {**fake_results(), "scores": [fake_score(), fake_score(title="Again")]}
+    with pytest.raises(ReportError, match=r"the same number as scores\[0\]"):
+        write_results(tmp_path, results=results)
+
+
+def test_a_run_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ReportError, match="tasks and scores are empty"):
+        write_results(tmp_path, results={**fake_results(), "tasks": []})
 
 
 def test_git_state_outside_of_a_checkout_is_unknown(tmp_path):

@@ -35,6 +35,7 @@ class PublishedValue(NamedTuple):
       evidence: one of EVIDENCE.
       note: what a reader must know; "" for nothing.
       fault: what is wrong with the number; "" for nothing known.
+      pointer: JSON pointer to `printed` in published.json.
     """
 
     benchmark: str
@@ -53,23 +54,26 @@ class PublishedValue(NamedTuple):
     evidence: str
     note: str
     fault: str
+    pointer: str
 
 
 @functools.cache
 def _all_values() -> tuple[PublishedValue, ...]:
     content = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
     return tuple(
-        value for table in content["tables"] for value in _read_table(table, content["papers"])
+        value
+        for i, table in enumerate(content["tables"])
+        for value in _read_table(table, content["papers"], pointer=f"/tables/{i}")
     )
 
 
 def _read_table(
-    table: Mapping[str, Any], papers: Mapping[str, Mapping[str, str]]
+    table: Mapping[str, Any], papers: Mapping[str, Mapping[str, str]], *, pointer: str
 ) -> Iterator[PublishedValue]:
     paper = papers[table["paper"]]
-    for method, *cells in table["rows"]:
+    for r, (method, *cells) in enumerate(table["rows"]):
         row_note = table.get("row_notes", {}).get(method, "")
-        for column, printed in zip(table["columns"], cells, strict=True):
+        for c, (column, printed) in enumerate(zip(table["columns"], cells, strict=True), start=1):
             if printed is None:
                 continue
             scale = column.get("scale", 1)
@@ -90,6 +94,7 @@ def _read_table(
                 evidence=table["evidence"],
                 note=" ".join(filter(None, [row_note, table.get("note", "")])),
                 fault=column.get("fault", ""),
+                pointer=f"{pointer}/rows/{r}/{c}",
             )
 
 

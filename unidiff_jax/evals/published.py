@@ -33,7 +33,7 @@ class PublishedValue(NamedTuple):
       encoder: name, or "not stated".
       reference: "input", "gt", "text", "none" or "not stated".
       evidence: one of EVIDENCE.
-      note: what a reader must know; "" for nothing.
+      notes: what a reader must know.
       fault: what is wrong with the number; "" for nothing known.
       pointer: JSON pointer to `printed` in published.json.
     """
@@ -52,7 +52,7 @@ class PublishedValue(NamedTuple):
     encoder: str
     reference: str
     evidence: str
-    note: str
+    notes: tuple[str, ...]
     fault: str
     pointer: str
 
@@ -72,7 +72,7 @@ def _read_table(
 ) -> Iterator[PublishedValue]:
     paper = papers[table["paper"]]
     for r, (method, *cells) in enumerate(table["rows"]):
-        row_note = table.get("row_notes", {}).get(method, "")
+        row_note = table.get("row_notes", {}).get(method)
         for c, (column, printed) in enumerate(zip(table["columns"], cells, strict=True), start=1):
             if printed is None:
                 continue
@@ -92,7 +92,7 @@ def _read_table(
                 encoder=table["encoder"],
                 reference=column["reference"],
                 evidence=table["evidence"],
-                note=" ".join(filter(None, [row_note, table.get("note", "")])),
+                notes=tuple(filter(None, (row_note, table.get("note")))),
                 fault=column.get("fault", ""),
                 pointer=f"{pointer}/rows/{r}/{c}",
             )

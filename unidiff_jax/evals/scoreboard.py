@@ -16,6 +16,14 @@ from unidiff_jax.evals.results_schema import BADGES, MINIATURE, ReportError
 RUN, TRIVIAL, PUBLISHED = ROW_KINDS = ("this run", "no model", "published")
 
 
+class Footnote(NamedTuple):
+    """What a reader must know of published values: said once a group, marked at each value."""
+
+    mark: str
+    text: str
+    is_fault: bool
+
+
 class Row(NamedTuple):
     """One line of a table.
 
@@ -37,6 +45,7 @@ class Row(NamedTuple):
     mark: float = 0.0
     low: float | None = None
     high: float | None = None
+    footnotes: tuple[Footnote, ...] = ()
 
 
 class Group(NamedTuple):
@@ -48,6 +57,7 @@ class Group(NamedTuple):
     metric: str
     higher_is_better: bool
     rows: list[Row]
+    footnotes: list[Footnote]
 
 
 class Table(NamedTuple):
@@ -118,7 +128,8 @@ def make_groups(scores: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Group]:
             raise ReportError(f"{first['protocol']}: {first['metric']} is better both ways")
         rows = [row for i, score in members for row in _own_rows(i, score)]
         published = {value: None for _, score in members for value in published_beside(score)}
-        rows += [_published_row(value) for value in published]
+        footnotes = _footnotes(published)
+        rows += [_published_row(value, footnotes) for value in published]
         groups.append(
             Group(
                 benchmark=first["benchmark"],
@@ -127,6 +138,7 @@ def make_groups(scores: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Group]:
                 metric=first["metric"],
                 higher_is_better=first["higher_is_better"],
                 rows=_placed(rows, higher_is_better=first["higher_is_better"]),
+                footnotes=list(footnotes.values()),
             )
         )
     return groups
@@ -160,7 +172,16 @@ def _own_rows(index: int, score: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def _published_row(value: PublishedValue) -> Row:
+def _footnotes(values: Iterable[PublishedValue]) -> dict[str, Footnote]:
+    texts = {text: None for value in values for text in (value.fault, *value.notes) if text}
+    faults = {value.fault for value in values}
+    return {
+        text: Footnote(mark=str(number), text=text, is_fault=text in faults)
+        for number, text in enumerate(texts, start=1)
+    }
+
+
+def _published_row(value: PublishedValue, footnotes: Mapping[str, Footnote]) -> Row:
     digits = len(value.printed.partition(".")[2]) + len(str(int(value.scale))) - 1
     return Row(
         kind=PUBLISHED,
@@ -172,6 +193,7 @@ def _published_row(value: PublishedValue) -> Row:
         reference=value.reference,
         badge=PUBLISHED,
         source=value,
+        footnotes=tuple(footnotes[text] for text in (value.fault, *value.notes) if text),
     )
 
 

@@ -1,18 +1,17 @@
 """A benchmark run on disk: what its report is made of, and nothing that it is not made of.
 
-    results.json            provenance, one entry a task, curves
-    samples/<task>.jsonl    one line an item, in the fixed order of the item ids
-    img/<task>/*.png        what the lines point at
+    results.json            provenance, one entry a task, one a benchmark's score, curves
+    samples/<name>.jsonl    one line an item, in the fixed order of the item ids
+    img/<name>/*.png        what the lines point at
 
 Everything is checked when it is written and when it is read; a fault names file, line and key.
 """
 
 import json
 import math
-import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,19 @@ from PIL import Image
 
 from unidiff_jax.config import config_hash
 from unidiff_jax.evals import pictures, statistics
+from unidiff_jax.evals.results_schema import (
+    IMAGE_KINDS,
+    SAMPLE_KEYS,
+    SCHEMA_VERSION,
+    VERDICTS,
+    ReportError,
+    check_name,
+    faults,
+    key_faults,
+    score_key,
+)
 
-SCHEMA_VERSION = 1
-IMAGE_KINDS = ("input", "condition", "output", "target", "error")
-VERDICTS = ("learned", "not learned")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scipy")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_NAME_HELP = "letters, digits, '.', '_' and '-', e.g. 'depth' or 'scene-00012'"
-
-
-class ReportError(ValueError):
-    """A results folder that cannot be shown as it is. The message names file, line and key."""
-
 
 # ---------------------------------------------------------------------------- write
 
@@ -124,28 +123,130 @@ def task_result(
     }
 
 
+def score_result(
+    score: statistics.Interval | float,
+    *,
+    benchmark: str,
+    protocol: str,
+    title: str,
+    metric: str,
+    higher_is_better: bool,
+    n_items: int,
+    badge: str,
+    split: str,
+    description: str,
+    reference: str,
+    encoder: Mapping[str, str] | None = None,
+    captions: str | None = None,
+    judge: Mapping[str, str] | None = None,
+    n_failed: int = 0,
+    failures: str | None = None,
+    rows: Mapping[str, float] | None = None,
+    seeds: Sequence[int] = (0,),
+    samples: str | None = None,
+    deviations: Sequence[str] = (),
+) -> dict[str, Any]:
+    """One entry of `results["scores"]`: one metric, of one protocol, with one encoder.
+
+    Args:
+        score: from `statistics.interval`; a bare number for what has no items to resample, such as
+            FID, or comes from another script without its items.
+        benchmark: key into the published values, e.g. "magicbrush".
+        protocol: id, path-like, the benchmark first, e.g. "magicbrush/single_turn". Whatever makes
+            numbers incomparable has an id of its own, e.g. "dpg_bench/official", "dpg_bench/fixed".
+        title: what a reader sees, e.g. "MagicBrush test, single turn".
+        metric: id in the scale of the published values, e.g. "clip_i".
+        higher_is_better: False for errors.
+        n_items: items of the protocol, those that failed included.
+        badge: one of `results_schema.BADGES`: OFFICIAL, SUBSTITUTE, MINIATURE.
+        split: name of the split.
+        description: one or two sentences: items, inputs, scoring.
+        reference: what an output is compared with: "input", "gt", "text" or "none".
+        encoder: {"name", "sha256" of its weights file, "preprocess"}; None for none.
+        captions: the filter of the captions, "all" or "captions differ"; None where there is none.
+        judge: {"name", "date", "sha256" of its raw replies}; None for none.
+        n_failed: items without a valid output or reply.
+        failures: how they enter the value, e.g. "left out of the mean"; required if there are any.
+        rows: the same metric of what needs no model, on the same items: {"copy input": .861}.
+        seeds: of the sampling.
+        samples: name of the samples file whose items these are. The first score that names a file
+            is the one that its lines' `value` belongs to.
+        deviations: from the official protocol; with one, the badge cannot be OFFICIAL.
+    """
+    value, low, high = score if isinstance(score, statistics.Interval) else (score, None, None)
+    return {
+        "benchmark": benchmark,
+        "protocol": protocol,
+        "title": title,
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "value": value,
+        "ci95": None if low is None else [low, high],
+        "n_items": n_items,
+        "n_failed": n_failed,
+        "failures": failures,
+        "encoder": None if encoder is None else dict(encoder),
+        "judge": None if judge is None else dict(judge),
+        "reference": reference,
+        "captions": captions,
+        "rows": dict(rows or {}),
+        "seeds": list(seeds),
+        "badge": badge,
+        "split": split,
+        "description": description,
+        "samples": samples,
+        "deviations": list(deviations),
+    }
+
+
 def write_results(folder: str | Path, *, results: Mapping[str, Any]) -> Path:
     """Check `results` and write `folder/results.json`; numpy numbers and arrays are converted.
 
     Keys (all required unless marked): run_id, git {sha, dirty}, command, config, config_hash
     (filled in), seeds, steps, params, wall_clock_seconds {stage: s}, device, packages,
-    dataset_manifest_sha256, tasks (see `task_result`), curves {name: [[step, value], ...]},
-    deviations [text], and optionally title, badge, description. Curves named "panel/line" share a
-    panel. Raises ReportError with every fault at once.
+    dataset_manifest_sha256, tasks (see `task_result`) or scores (see `score_result`) or both,
+    curves {name: [[step, value], ...]}, deviations [text], and optionally title, badge,
+    description. Curves named "panel/line" share a panel. Raises ReportError with every fault at
+    once.
     """
-    content = {"schema_version": SCHEMA_VERSION, **results}
+    content = {"schema_version": SCHEMA_VERSION, "tasks": [], "scores": [], **results}
     content = json.loads(json.dumps(content, default=_plain))
     if isinstance(content.get("config"), dict):
         content.setdefault("config_hash", config_hash(content["config"]))
-    _raise_faults("results", faults=list(_faults(content)))
+    _raise_faults("results", list(faults(content)))
     path = Path(folder) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
+RUN = "run.json"
+"""Beside results.json: a run whose scores are still to come, as `write_results` takes it."""
+
+
+def add_scores(folder: str | Path, *, scores: Sequence[Mapping[str, Any]]) -> Path:
+    """Adds scores that came from elsewhere to a run, in place of older ones of the same number.
+
+    The run is that of `folder/results.json`, or of `folder/run.json` where nothing was scored yet.
+    Raises ReportError where there is neither, or what `write_results` raises.
+    """
+    folder = Path(folder)
+    if (folder / "results.json").exists():
+        run = read_results(folder)
+    elif (folder / RUN).exists():
+        run = _load_json((folder / RUN).read_text(encoding="utf-8"))
+    else:
+        raise ReportError(f"{folder} has no results.json and no {RUN}: whose scores are these?")
+    new = {score_key(score) for score in scores}
+    kept = [score for score in run.get("scores", []) if score_key(score) not in new]
+    run = {key: value for key, value in run.items() if key != "schema_version"}
+    return write_results(folder, results={**run, "scores": [*kept, *scores]})
+
+
 class SampleWriter:
-    """Writes the items of one task: a line to samples/<task>.jsonl, pictures to img/<task>/.
+    """Writes the items of one task, or of one set of outputs that a benchmark scores.
+
+    A line goes to samples/<task>.jsonl, pictures to img/<task>/.
 
     Write all items, in the fixed order of their ids: the page shows the first K and the worst K.
     Items that are neither may go without images. The file is replaced, not appended to.
@@ -156,7 +257,7 @@ class SampleWriter:
     """
 
     def __init__(self, folder: str | Path, *, task: str):
-        _check_name(task, what="task")
+        check_name(task, what="task")
         self.folder, self.task = Path(folder), task
         self._ids: set[str] = set()
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -169,28 +270,33 @@ class SampleWriter:
         id: str,
         *,
         prompt: str,
-        value: float,
+        value: float | None,
         seed_values: Sequence[float],
         images: Mapping[str, pictures.AnyImage],
+        metrics: Mapping[str, float | None] | None = None,
     ) -> None:
         """Write one item.
 
         Args:
             id: unique in the task; becomes part of the file names.
             prompt: the text as the model read it.
-            value: the item's score, seeds averaged.
+            value: the item's score, seeds averaged; None for an item of a benchmark that could not
+                be scored, which the page counts among the worst.
             seed_values: the score of each seed. The picture shown is that of the first.
             images: any of input, condition, output, target, error; see `pictures` for
                 depth, masks and error maps.
+            metrics: further scores of a benchmark's item, by metric.
         """
-        _check_name(id, what="id")
+        check_name(id, what="id")
         if id in self._ids:
             raise ReportError(f"task {self.task!r} has two items with id {id!r}")
         unknown = sorted(set(images) - set(IMAGE_KINDS))
         if unknown:
             raise ReportError(f"images have keys {unknown}; known are {list(IMAGE_KINDS)}")
-        numbers = [float(value), *(float(v) for v in seed_values)]
-        if not all(math.isfinite(x) for x in numbers):
+        numbers = [float(v) for v in seed_values]
+        scores = {"": value, **(metrics or {})}
+        scores = {name: None if v is None else float(v) for name, v in scores.items()}
+        if not all(math.isfinite(x) for x in (*scores.values(), *numbers) if x is not None):
             raise ReportError(f"item {id!r} of {self.task!r} has a value that is not finite")
         self._ids.add(id)
         paths = {}
@@ -201,10 +307,12 @@ class SampleWriter:
         line = {
             "id": id,
             "prompt": prompt,
-            "value": numbers[0],
-            "seed_values": numbers[1:],
+            "value": scores.pop(""),
+            "seed_values": numbers,
             "images": paths,
         }
+        if scores:
+            line["metrics"] = scores
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
     def close(self) -> None:
@@ -225,169 +333,12 @@ def _plain(value: Any) -> Any:
     raise ReportError(f"{value!r} ({type(value).__name__}) has no place in JSON")
 
 
-def _check_name(name: str, *, what: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ReportError(f"{what} {name!r} must consist of {_NAME_HELP}")
+# ---------------------------------------------------------------------------- read
 
 
-# ---------------------------------------------------------------------------- check and read
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_number(v) for v in value.values())
-
-
-def _is_seeds(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_count(v) for v in value)
-
-
-def _is_interval(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(_is_number(v) for v in value)
-        and value[0] <= value[1]
-    )
-
-
-def _is_git(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_text(value.get("sha"))
-        and value.get("dirty", 0) in (True, False, None)
-    )
-
-
-def _is_curves(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(points, list)
-        and points
-        and all(
-            isinstance(p, list) and len(p) == 2 and all(_is_number(v) for v in p) for p in points
-        )
-        for points in value.values()
-    )
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_text(v) for v in value)
-
-
-_RUN_KEYS = {
-    "schema_version": (lambda v: v == SCHEMA_VERSION, f"{SCHEMA_VERSION}"),
-    "run_id": (_is_text, "text, e.g. 'miniworld-seed0'"),
-    "git": (_is_git, "{'sha': text, 'dirty': true, false or null}"),
-    "command": (_is_text, "text"),
-    "config": (lambda v: isinstance(v, dict), "a nested dict"),
-    "config_hash": (_is_text, "config_hash(config)"),
-    "seeds": (_is_seeds, "a list of integers, e.g. [0]"),
-    "steps": (_is_count, "an integer"),
-    "params": (_is_count, "an integer"),
-    "wall_clock_seconds": (_is_numbers, "{'render': 1.0, 'train': 1.0, 'evaluate': 1.0}"),
-    "device": (_is_text, "text, e.g. 'cpu, 2 cores'"),
-    "packages": (lambda v: isinstance(v, dict) and _is_texts([*v.values()]), "{name: version}"),
-    "dataset_manifest_sha256": (_is_text, "text"),
-    "tasks": (lambda v: isinstance(v, list) and bool(v), "a list with one entry a task"),
-    "curves": (_is_curves, "{name: [[step, value], ...]} of finite numbers"),
-    "deviations": (_is_texts, "a list of sentences; [] if there is none"),
-}
-_OPTIONAL_TEXTS = ("title", "badge", "description")
-_TASK_KEYS = {
-    "task": (lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), _NAME_HELP),
-    "title": (_is_text, "text"),
-    "metric": (_is_text, "text"),
-    "higher_is_better": (lambda v: isinstance(v, bool), "true or false"),
-    "value": (_is_number, "a finite number"),
-    "ci95": (_is_interval, "[low, high]"),
-    "floor": (_is_number, "a finite number"),
-    "floor_name": (_is_text, "a key of floors"),
-    "floors": (lambda v: _is_numbers(v) and bool(v), "{name: finite number}, at least one"),
-    "ceiling": (lambda v: v is None or _is_number(v), "a finite number, or null if unbounded"),
-    "shuffled": (_is_number, "a finite number"),
-    "verdict": (lambda v: v in VERDICTS, " or ".join(repr(v) for v in VERDICTS)),
-    "reason": (_is_text, "text"),
-    "n_items": (_is_count, "an integer"),
-    "n_failed": (_is_count, "an integer"),
-    "seeds": (_is_seeds, "a list of integers, e.g. [0, 1, 2]"),
-    "secondary": (_is_numbers, "{metric: finite number}"),
-    "protocol": (_is_text, "text"),
-    "split": (_is_text, "text, e.g. 'test'"),
-}
-_SAMPLE_KEYS = {
-    "id": (lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), _NAME_HELP),
-    "prompt": (lambda v: isinstance(v, str), "text"),
-    "value": (_is_number, "a finite number"),
-    "seed_values": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "a list of numbers"),
-    "images": (
-        lambda v: isinstance(v, dict) and set(v) <= set(IMAGE_KINDS) and _is_texts([*v.values()]),
-        f"{{kind: path}} with kinds {', '.join(IMAGE_KINDS)}",
-    ),
-}
-
-
-def _key_faults(entry: Any, *, keys: Mapping[str, Any], where: str) -> Iterator[str]:
-    if not isinstance(entry, dict):
-        yield f"{where} must be an object"
-        return
-    for key, (check, expected) in keys.items():
-        if key not in entry:
-            yield f"{where}{key} is missing; expected {expected}"
-        elif not check(entry[key]):
-            yield f"{where}{key} is {json.dumps(entry[key])[:80]}; expected {expected}"
-
-
-def _faults(results: Mapping[str, Any]) -> Iterator[str]:
-    """Everything that is wrong with the content of results.json."""
-    faults = list(_key_faults(results, keys=_RUN_KEYS, where=""))
-    faults += [
-        f"{key} must be text" for key in _OPTIONAL_TEXTS if not _is_text(results.get(key, "-"))
-    ]
-    yield from faults
-    if faults:
-        return
-    if results["config_hash"] != config_hash(results["config"]):
-        yield "config_hash is not the hash of config"
-    names = [task.get("task") for task in results["tasks"] if isinstance(task, dict)]
-    for name in sorted({str(name) for name in names if names.count(name) > 1}):
-        yield f"two tasks are called {name!r}"
-    for i, task in enumerate(results["tasks"]):
-        faults = list(_key_faults(task, keys=_TASK_KEYS, where=f"tasks[{i}]."))
-        yield from faults or _rule_faults(task, where=f"tasks[{i}] ({task['task']})")
-
-
-def _rule_faults(task: Mapping[str, Any], *, where: str) -> Iterator[str]:
-    """What no result of the rule can look like, whoever wrote the entry."""
-    if task["floors"].get(task["floor_name"]) != task["floor"]:
-        yield f"{where}: floor is not floors[{task['floor_name']!r}]"
-    sign = 1 if task["higher_is_better"] else -1
-    best = max(sign * floor for floor in task["floors"].values())
-    if sign * task["floor"] < best:
-        yield f"{where}: {task['floor_name']!r} is not the best floor"
-    if task["verdict"] == VERDICTS[0]:
-        if task["n_items"] < statistics.MIN_ITEMS or len(task["seeds"]) < statistics.MIN_SEEDS:
-            yield (
-                f"{where}: 'learned' needs {statistics.MIN_ITEMS} items and "
-                f"{statistics.MIN_SEEDS} seeds"
-            )
-        if sign * task["value"] <= max(best, sign * task["shuffled"]):
-            yield f"{where}: 'learned' needs a value beyond floor and shuffled"
-
-
-def _raise_faults(where: str, *, faults: Sequence[str]) -> None:
-    if faults:
-        raise ReportError(f"{where}: " + ("\n  " if len(faults) > 1 else "") + "\n  ".join(faults))
+def _raise_faults(where: str, found: Sequence[str]) -> None:
+    if found:
+        raise ReportError(f"{where}: " + ("\n  " if len(found) > 1 else "") + "\n  ".join(found))
 
 
 def _no_constant(name: str) -> None:
@@ -406,14 +357,17 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ReportError(f"{path} does not exist; write it with write_results") from None
     except ValueError as error:
         raise ReportError(f"results.json: not JSON ({error})") from error
-    _raise_faults("results.json", faults=list(_faults(results)))
-    return results
+    _raise_faults("results.json", list(faults(results)))
+    return {"scores": [], **results}
 
 
-def read_samples(folder: Path, *, task: str, num_items: int) -> list[dict[str, Any]]:
+def read_samples(
+    folder: Path, *, task: str, num_items: int, unscored: int = 0
+) -> list[dict[str, Any]]:
     """All lines of a task; an absent file is an empty list. Raises on the first bad line.
 
     There is a line for each of `num_items`, or the worst items would be the worst of a selection.
+    At most `unscored` of them have no value.
     """
     path = folder / "samples" / f"{task}.jsonl"
     if not path.exists():
@@ -426,13 +380,19 @@ def read_samples(folder: Path, *, task: str, num_items: int) -> list[dict[str, A
                 sample = _load_json(line)
             except ValueError as error:
                 raise ReportError(f"{where}: not JSON ({error})") from error
-            _raise_faults(where, faults=list(_key_faults(sample, keys=_SAMPLE_KEYS, where="")))
+            _raise_faults(where, list(key_faults(sample, keys=SAMPLE_KEYS, where="")))
             if sample["id"] in line_of:
                 raise ReportError(
                     f"{where}: id {sample['id']!r} is that of line {line_of[sample['id']]}"
                 )
             line_of[sample["id"]] = number
             samples.append(sample)
+    absent = [line_of[sample["id"]] for sample in samples if sample["value"] is None]
+    if len(absent) > unscored:
+        raise ReportError(
+            f"samples/{task}.jsonl:{absent[unscored]}: value is null on {len(absent)} lines, but "
+            f"results.json has {unscored} items without a score"
+        )
     if len(samples) != num_items:
         raise ReportError(
             f"samples/{task}.jsonl: {len(samples)} lines, but results.json has n_items {num_items}"

@@ -6,21 +6,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fake_reports import NUM_ITEMS, fake_results, fake_score, fake_task, write_samples
 
-from unidiff_jax.evals import charts, report, statistics
+from unidiff_jax.config import config_hash
+from unidiff_jax.evals import charts, report
 from unidiff_jax.evals.results import (
-    SCHEMA_VERSION,
-    ReportError,
     SampleWriter,
-    config_hash,
     git_state,
-    package_versions,
-    task_result,
+    read_results,
     write_results,
 )
+from unidiff_jax.evals.results_schema import SCHEMA_VERSION, ReportError
 
 VOID = {"meta", "img", "br", "rect", "circle", "line", "path"}
-NUM_ITEMS = statistics.MIN_ITEMS
 
 
 class NumberParser(HTMLParser):
@@ -66,83 +64,6 @@ def resolve(document, pointer):
         key = key.replace("~1", "/").replace("~0", "~")
         document = document[int(key) if isinstance(document, list) else key]
     return document
-
-
-def fake_task(task, *, values, floors, **changes):
-    verdict = statistics.verdict(
-        values,
-        floors=floors,
-        shuffled=values - 0.3,
-        higher_is_better=changes.pop("higher_is_better", True),
-        num_resamples=200,
-    )
-    arguments = {
-        "task": task,
-        "title": task.title(),
-        "metric": "skill",
-        "seeds": [0, 1, 2],
-        "ceiling": 1.0,
-        "protocol": "A protocol with <b>markup</b> & signs.",
-        "split": "test",
-    }
-    return task_result(verdict, **{**arguments, **changes})
-
-
-def fake_results():
-    rng = np.random.default_rng(0)
-    values = 0.6 + 0.1 * rng.standard_normal((statistics.MIN_ITEMS, 3))
-    zeros = np.zeros(len(values))
-    tasks = [
-        fake_task("depth", values=values, floors={"mean": zeros, "ramp": zeros - 0.4}),
-        fake_task("edit", values=values, floors={"copy": zeros + 0.7}, n_failed=2, ceiling=None),
-        fake_task(
-            "outside",
-            values=values - 0.5,
-            floors={"copy|paste": zeros + 0.02},
-            higher_is_better=False,
-            secondary={"a/b~c": 1 / 3, "tiny": 1e-5, "none": 0.0},
-        ),
-    ]
-    config = {"model": {"depth": 8, "width": 192}, "learning_rate": 3e-4}
-    steps = np.arange(0, 2000, 3)
-    return {
-        "run_id": "fake-0",
-        "git": {"sha": "c0ffee", "dirty": True},
-        "command": "python -m launch.evaluate <x>",
-        "config": config,
-        "seeds": [0],
-        "steps": np.int64(2000),
-        "params": 2_512_384,
-        "wall_clock_seconds": {"render": 12.25, "train": 3600.5, "evaluate": 99.999},
-        "device": "cpu",
-        "packages": package_versions(),
-        "dataset_manifest_sha256": "ab" * 32,
-        "tasks": tasks,
-        "curves": {
-            "training loss/depth": np.stack([steps, 1 / (1 + steps)], axis=1),
-            "training loss/edit": [[0, 1.0], [2000, 0.5]],
-            "held-out loss": [[0, 0.7]],
-        },
-        "deviations": ["A <small> one."],
-    }
-
-
-def write_samples(folder, *, task):
-    rng = np.random.default_rng(1)
-    values = rng.permutation(NUM_ITEMS) / NUM_ITEMS
-    with SampleWriter(folder, task=task) as writer:
-        for i, value in enumerate(values):
-            image = rng.random((8, 8, 3))
-            shown = i < 8 or not 0.03 < value < 0.97
-            writer.write(
-                f"scene-{i:03d}",
-                prompt=f"prompt {i} <of> {task}",
-                value=value,
-                seed_values=[value - 0.1, value, value + 0.1],
-                images={"input": image, "output": image[..., 0] > 0.5, "target": image}
-                if shown
-                else {},
-            )
 
 
 def read_lines(folder, *, task):
@@ -201,8 +122,8 @@ def test_the_page_is_one_file(folder):
     page = parse(folder / "index.html")
     assert all(source.startswith(("data:image/png;base64,", "#task-")) for source in page.sources)
     assert len([s for s in page.sources if s.startswith("data:")]) == 2 * 16 * 3
-    assert "<script" not in html and "@import" not in html and "url(" not in html
-    assert "http" not in html
+    assert "<script>" not in html and "@import" not in html and "url(" not in html
+    assert not re.search(r"https?://", html)
 
 
 def test_the_page_comes_from_the_files_alone_and_is_reproducible(folder):
@@ -392,6 +313,64 @@ def test_the_seeds_named_are_the_seeds_judged():
         fake_task("depth", values=values, floors={"copy": np.zeros(4)})
 
 
+# ---------------------------------------------------------------------------- scores
+
+
+def test_a_run_may_have_scores_alone(tmp_path):
+    scores = [
+        fake_score(),
+        fake_score(captions="captions differ", n_items=200, samples=None),
+        fake_score(score=12.3, metric="fid", reference="none", encoder=None, samples=None),
+    ]
+    write_results(tmp_path, results={**fake_results(), "tasks": [], "scores": scores})
+    loaded = read_results(tmp_path)
+    assert loaded["scores"] == scores
+    assert loaded["scores"][0]["ci95"][0] < loaded["scores"][0]["value"]
+    assert loaded["scores"][2]["ci95"] is None
+
+
+def test_results_of_the_first_version_are_still_read(tmp_path):
+    path = write_results(tmp_path, results=fake_results())
+    content = json.loads(path.read_text())
+    del content["scores"]
+    path.write_text(json.dumps({**content, "schema_version": 1}))
+    assert read_results(tmp_path)["scores"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"badge": "official"}, r"scores\[0\]\.badge is .official.; expected 'official protocol'"),
+        ({"reference": "target"}, r"reference is .target.; expected 'input' or 'gt'"),
+        ({"metric": "CLIP I"}, r"metric is .CLIP I.; expected an id"),
+        ({"protocol": "emu_edit/test"}, "protocol must begin with the benchmark, 'magicbrush'"),
+        ({"encoder": {"name": "clip"}}, r"encoder is .* expected \{'name'"),
+        ({"encoder": {"name": "c", "sha256": "x", "preprocess": "p"}}, "64 hexadecimal digits"),
+        ({"judge": {"name": "gpt-4.1"}}, r"judge is .* expected \{'name': text, 'date'"),
+        ({"n_failed": 2}, "failures must say what became of the n_failed items"),
+        ({"failures": "left out"}, "failures must say"),
+        ({"n_failed": NUM_ITEMS + 1, "failures": "x"}, "n_failed exceeds n_items"),
+        ({"deviations": ["Other weights."]}, "with deviations cannot have the badge 'official"),
+        ({"samples": "depth"}, "samples is 'depth', the name of a task"),
+        ({"rows": {"copy": float("nan")}}, r"rows is .* expected \{name: finite number\}"),
+    ],
+)
+def test_a_score_that_contradicts_itself_is_refused(tmp_path, change, message):
+    with pytest.raises(ReportError, match=message):
+        write_results(tmp_path, results={**fake_results(), "scores": [fake_score(**change)]})
+
+
+def test_one_number_is_not_given_twice(tmp_path):
+    results = {**fake_results(), "scores": [fake_score(), fake_score(title="Again")]}
+    with pytest.raises(ReportError, match=r"the same number as scores\[0\]"):
+        write_results(tmp_path, results=results)
+
+
+def test_a_run_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ReportError, match="tasks and scores are empty"):
+        write_results(tmp_path, results={**fake_results(), "tasks": []})
+
+
 def test_git_state_outside_of_a_checkout_is_unknown(tmp_path):
     assert git_state(tmp_path) == {"sha": "unknown", "dirty": None}
 
@@ -411,3 +390,13 @@ def test_sample_writer_refuses_what_the_page_could_not_show(tmp_path):
         ]:
             with pytest.raises(ReportError, match=message):
                 writer.write(**{**item, **arguments})
+
+
+def test_large_pictures_are_shrunk_and_small_ones_enlarged(folder):
+    with SampleWriter(folder, task="depth") as writer:
+        for i in range(NUM_ITEMS):
+            images = {"input": np.zeros((200, 400, 3)), "output": np.zeros((40, 40, 3))}
+            writer.write(f"scene-{i:03d}", prompt="", value=0.5, seed_values=[0.5], images=images)
+    html = report.build_report(folder).read_text()
+    sizes = re.findall(r'width="(\d+)" height="(\d+)" alt="(\w+) of scene-000"', html)
+    assert sizes[:2] == [("192", "96", "input"), ("120", "120", "output")]

@@ -76,9 +76,8 @@ def ssim(
 
     def blur(values: np.ndarray) -> np.ndarray:
         if gaussian:
-            sigma = (0, GAUSSIAN, GAUSSIAN, 0)
-            return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE)
-        return ndimage.uniform_filter(values, (1, UNIFORM, UNIFORM, 1))
+            return ndimage.gaussian_filter(values, GAUSSIAN, truncate=TRUNCATE, axes=(1, 2))
+        return ndimage.uniform_filter(values, UNIFORM, axes=(1, 2))
 
     unbiased = 1.0 if gaussian else UNIFORM**2 / (UNIFORM**2 - 1)
     mean_x, mean_y = blur(x), blur(y)

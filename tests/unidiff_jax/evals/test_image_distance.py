@@ -75,6 +75,10 @@ def test_ssim_is_its_definition(window):
     masked = ssim(a, target=b, mask=mask, window=window)[0]
     assert masked == pytest.approx(maps[inside].mean(), rel=1e-9)
     assert ssim(a, target=a, window=window)[0] == pytest.approx(1)
+    if window == "gaussian":
+        wide = [np.pad(x, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect") for x in (a, b)]
+        mirrored = ssim(wide[0], target=wide[1], window="gaussian")
+        np.testing.assert_allclose(ssim(a, target=b, window="torchmetrics"), mirrored)
 
 
 def test_ssim_is_scikit_images():

@@ -46,6 +46,7 @@ PLANS = {
             f"configs/onediffusion.py:stage={stage}",
             "v6e:8x8",
             settings=(*_DOTS, f"data.batch_rows={rows}", f"data.text_states={states}"),
+            min_bound=0.5 if states else 0.6,  # HBM: see docs/scaling.md
         )
         for stage, rows, states in (
             ("256", 512, "states"),

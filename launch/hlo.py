@@ -150,13 +150,17 @@ def trip_count(program: dict[str, list[Instruction]], loop: Instruction) -> int:
 def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
     """Collectives of the program, each once with its count.
 
-    The compiler spreads an asynchronous one over several fusions that carry the same channel.
+    The compiler spreads an asynchronous one over several fusions that carry the same channel, and
+    makes of one between TPU slices sends to the runtime that connects them.
     """
     times = runs(program)
     found: dict[tuple[str, str], Collective] = {}
     for name, instructions in program.items():
         for i in instructions:
             kind = i.opcode.removesuffix("-start")
+            between = _between_slices(i, count=times.get(name, 0))
+            if between is not None:
+                found[between.kind, i.name] = between
             if kind not in COLLECTIVES or not times.get(name):
                 continue
             channel = re.search(r"channel_id=(\d+)", i.line)
@@ -176,6 +180,26 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
             if key not in found or found[key].count < collective.count:
                 found[key] = collective
     return list(found.values())
+
+
+def _between_slices(i: Instruction, *, count: int) -> Collective | None:
+    """What a send hands to the runtime between slices: this chip's part, to its twins in others."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.line)
+    if i.opcode != "send" or kind is None or not count:
+        return None
+    target = re.search(r'_xla_megascale_target="\{([\d,]+)\}x\{(\d+):(\d+)\}"', i.line)
+    if target is None:
+        raise ValueError(f"a transfer of unknown target: {i.line.strip()[:300]}")
+    slices, chips = target[1].count(",") + 1, int(target[3]) - int(target[2]) + 1
+    shapes = _shapes(_elements(i.shape)[0])
+    return Collective(
+        kind=kind[1].lower().replace("_", "-"),
+        shape=" ".join(f"{dtype}[{dims}]" for dtype, dims, _ in shapes),
+        num_bytes=sum(_bytes(dtype, dims) for dtype, dims, _ in shapes),
+        group=tuple(number * chips for number in range(slices)),
+        count=count,
+        source="between slices",
+    )
 
 
 def products(program: dict[str, list[Instruction]]) -> tuple[int, int]:

@@ -234,3 +234,20 @@ def test_two_devices_share_a_chip():
     assert rate(line[:1] * 2) == chip.inside
     assert rate([place for place in line for _ in range(2)]) == 2 * chip.link  # one ring of eight
     assert rate(line) == chip.link  # two rings of four, over the same links
+
+
+SEND = """HloModule jit_run, entry_computation_layout={(bf16[16,8,128])->bf16[16,8,128]}
+
+ENTRY %main (p: bf16[16,8,128]) -> bf16[16,8,128] {
+  %p = bf16[16,8,128]{2,1,0} parameter(0)
+  %after-all = token[] after-all()
+  %send = (bf16[16,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%p, %after-all), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:63}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %out = bf16[16,8,128]{2,1,0} copy(%p)
+}
+"""  # noqa: E501
+
+
+def test_sums_between_slices_are_counted():
+    (found,) = hlo.collectives(hlo.parse(SEND))
+    assert (found.kind, found.group, found.count) == ("all-reduce", (0, 64), 1)
+    assert found.sent == 16 * 8 * 128 * 2

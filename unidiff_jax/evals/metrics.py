@@ -48,7 +48,7 @@ CHANGE_THRESHOLD = 4 / 255
 """A pixel counts as changed by an edit when a channel moves by more than this."""
 
 
-def _as_float(images: Images) -> Float[np.ndarray, "b h w 3"]:
+def as_float(images: Images) -> Float[np.ndarray, "b h w 3"]:
     """Images as float64 in [0, 1]; raises on other dtypes, on other shapes and on NaN."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3:
@@ -63,7 +63,7 @@ def _as_float(images: Images) -> Float[np.ndarray, "b h w 3"]:
     return images
 
 
-def _masked_mean(values: Float[np.ndarray, "b h w"], *, mask: Masks) -> PerItem:
+def masked_mean(values: Float[np.ndarray, "b h w"], *, mask: Masks) -> PerItem:
     """Mean of the values inside the mask, NaN where the mask is empty."""
     mask = np.broadcast_to(np.asarray(mask, dtype=bool), values.shape)
     count = mask.sum(axis=(1, 2))
@@ -90,7 +90,7 @@ def depth_absrel(prediction: Depths, *, target: Depths, mask: Masks) -> PerItem:
     """
     with np.errstate(invalid="ignore"):
         error = np.abs(prediction - target) / np.maximum(target, 1e-6)
-    return _masked_mean(np.where(np.isfinite(prediction), error, np.inf), mask=mask)
+    return masked_mean(np.where(np.isfinite(prediction), error, np.inf), mask=mask)
 
 
 def depth_delta(
@@ -104,7 +104,7 @@ def depth_delta(
     safe = np.where(valid, prediction, 1.0)
     target = np.maximum(target, 1e-6)
     ratio = np.maximum(safe / target, target / safe)
-    return _masked_mean((valid & (ratio < threshold)).astype(np.float64), mask=mask)
+    return masked_mean((valid & (ratio < threshold)).astype(np.float64), mask=mask)
 
 
 def depth_skill(
@@ -144,7 +144,7 @@ class MaskOverlap(NamedTuple):
 
 def mask_from_rgb(images: Images, *, threshold: float = 0.5) -> Masks:
     """The fixed rule that turns a painted mask into a mask: mean of the channels > threshold."""
-    return _as_float(images).mean(axis=-1) > threshold
+    return as_float(images).mean(axis=-1) > threshold
 
 
 def mask_overlap(prediction: Masks, *, target: Masks) -> MaskOverlap:
@@ -176,7 +176,7 @@ def mask_precision(prediction: Masks, *, target: Masks, threshold: float = 0.5) 
 
 def changed_pixels(source: Images, *, target: Images, threshold: float = CHANGE_THRESHOLD) -> Masks:
     """Pixels at which the edit moves some channel by more than `threshold` (in [0, 1])."""
-    return np.abs(_as_float(target) - _as_float(source)).max(axis=-1) > threshold
+    return np.abs(as_float(target) - as_float(source)).max(axis=-1) > threshold
 
 
 def edit_gain(
@@ -198,10 +198,10 @@ def edit_gain(
     """
     pixels = changed_pixels(source, target=target, threshold=threshold)
     pixels = pixels if also is None else pixels | also
-    target = _as_float(target)
+    target = as_float(target)
     return _one_minus_ratio(
-        _masked_mean(np.abs(_as_float(output) - target).mean(axis=-1), mask=pixels),
-        reference=_masked_mean(np.abs(_as_float(source) - target).mean(axis=-1), mask=pixels),
+        masked_mean(np.abs(as_float(output) - target).mean(axis=-1), mask=pixels),
+        reference=masked_mean(np.abs(as_float(source) - target).mean(axis=-1), mask=pixels),
         lower=lower,
     )
 
@@ -211,8 +211,8 @@ def edit_l1_outside(
 ) -> PerItem:
     """Mean |output - target| in [0, 1] where the edit changes nothing. Lower is better; copy: 0."""
     unchanged = ~changed_pixels(source, target=target, threshold=threshold)
-    error = np.abs(_as_float(output) - _as_float(target)).mean(axis=-1)
-    return _masked_mean(error, mask=unchanged)
+    error = np.abs(as_float(output) - as_float(target)).mean(axis=-1)
+    return masked_mean(error, mask=unchanged)
 
 
 # ---------------------------------------------------------------------------- pixels
@@ -225,9 +225,9 @@ def psnr(
 
     Give the object pixels as `mask` for novel views: the empty floor alone is worth 19 dB.
     """
-    output, target = _as_float(output), _as_float(target)
+    output, target = as_float(output), as_float(target)
     mask = np.ones(output.shape[:3], dtype=bool) if mask is None else mask
-    error = _masked_mean(np.square(output - target).mean(axis=-1), mask=mask)
+    error = masked_mean(np.square(output - target).mean(axis=-1), mask=mask)
     return -10.0 * np.log10(np.maximum(error, 10.0 ** (-cap / 10.0)))  # NaN stays NaN
 
 
@@ -305,7 +305,7 @@ def color_labels(
     grey = [name for name, s in zip(palette, reference.saturation, strict=True) if s <= 0.0]
     if grey:
         raise ValueError(f"palette entries without a hue cannot be verified: {', '.join(grey)}")
-    hue, saturation, value = rgb_to_hsv(_as_float(images))
+    hue, saturation, value = rgb_to_hsv(as_float(images))
     distance = np.abs(hue[..., None] - reference.hue)
     nearest = np.minimum(distance, 360.0 - distance).argmin(axis=-1)
     return np.where((saturation > min_saturation) & (value > min_value), nearest + 1, 0)
@@ -336,7 +336,7 @@ def color_agreement(
     verifier calls background is wrong.
     """
     labels = color_labels(images, palette=palette, min_saturation=min_saturation)
-    return _masked_mean((labels == expected).astype(np.float64), mask=expected > 0)
+    return masked_mean((labels == expected).astype(np.float64), mask=expected > 0)
 
 
 def detect_objects(

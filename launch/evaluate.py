@@ -27,7 +27,7 @@ from unidiff_jax.evals.miniworld import (
 from unidiff_jax.evals.miniworld_report import verdict_table
 from unidiff_jax.paths import AnyPath, as_path, is_remote, local_folder
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.train.checkpoint import Checkpoints
+from unidiff_jax.train.checkpoint import latest_step
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.workdir import load_workdir_config
 
@@ -117,16 +117,6 @@ def evaluate_workdir(
 def report_folder(workdir: AnyPath, *, split: str = "test") -> epath.Path:
     """Where the report of a split lies."""
     return as_path(workdir) / ("report" if split == "test" else f"report-{split}")
-
-
-def latest_step(workdir: AnyPath) -> int:
-    """Step of the newest checkpoint; raises FileNotFoundError where there is none."""
-    checkpoints = Checkpoints(as_path(workdir) / "checkpoints")
-    step = checkpoints.latest_step()
-    checkpoints.close()
-    if step is None:
-        raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
-    return step
 
 
 def stage_seconds(workdir: AnyPath, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -83,7 +83,7 @@ if __name__ == "__main__":
                 for rest in ("", ".*")
             ]
         ),
-        package_data={"unidiff_jax.evals": ["*.jinja"]},
+        package_data={"unidiff_jax.evals": ["*.jinja", "*.json"]},
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,
     )

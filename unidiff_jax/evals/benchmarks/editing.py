@@ -482,7 +482,6 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
                 metric=metric,
                 values=values[defined],
                 ids=tuple(ids[defined].tolist()),
-                protocol=how.pop("protocol", "unedited_part"),
                 encoder=identity(extractor) if extractor else None,
                 n_items=n_items,
                 n_failed=counts["n_failed"],
@@ -509,17 +508,17 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
             continue
         own = () if kind == "clip-l14" else ("The official code has CLIP L/14.",)
         text = tools.text_features(kind, [item.truth["output_caption"] for item in there])
-        for protocol, change in (("whole", lambda x, mask: x), ("edited_part", _black_outside)):
+        for part, change in (("whole", lambda x, mask: x), ("edited", _black_outside)):
             cut = Predictions(
-                f"{made.name}/{protocol}",
+                f"{made.name}/{part}",
                 lambda item, change=change: change(
                     _fit(made(item)), decode_runs(item.truth["runs"])
                 ),
             )
-            values = 100 * np.asarray(
-                similarity.clip_text(tools.made_features(kind, there, cut), text=text, floor=0.0)
+            values = similarity.clip_text(
+                tools.made_features(kind, there, cut), text=text, floor=0.0
             )
-            add("clip_t", values, protocol=protocol, reference="text", extractor=clip, own=own)
+            add(f"clip_t_{part}", values, reference="text", extractor=clip, own=own)
     return found
 
 
@@ -542,8 +541,8 @@ PIE_BENCH = Benchmark(
     extractors=("lpips-alex", "lpips-vgg", *CLIPS),
     description=(
         "Outside the mask of the edit, PSNR, SSIM, MSE and LPIPS to the input, of pictures that "
-        "are black inside it; CLIP-T (times 100, not below 0) of the whole output and of what is "
-        "inside. Means over the pictures that have the part."
+        "are black inside it; CLIP-T (not below 0) of the whole output, and of what is inside on "
+        "black. Means over the pictures that have the part."
     ),
     data=Data(
         where="github.com/cure-lab/PnPInversion",
@@ -552,5 +551,5 @@ PIE_BENCH = Benchmark(
         layout="mapping_file.json, annotation_images/",
     ),
     rows={"copy input": lambda item: item.truth["input"].open()},
-    samples="clip_t",
+    samples="clip_t_edited",
 )

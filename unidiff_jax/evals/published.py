@@ -33,8 +33,9 @@ class PublishedValue(NamedTuple):
       encoder: name, or "not stated".
       reference: "input", "gt", "text", "none" or "not stated".
       evidence: one of EVIDENCE.
-      note: what a reader must know; "" for nothing.
+      notes: what a reader must know.
       fault: what is wrong with the number; "" for nothing known.
+      pointer: JSON pointer to `printed` in published.json.
     """
 
     benchmark: str
@@ -51,25 +52,28 @@ class PublishedValue(NamedTuple):
     encoder: str
     reference: str
     evidence: str
-    note: str
+    notes: tuple[str, ...]
     fault: str
+    pointer: str
 
 
 @functools.cache
 def _all_values() -> tuple[PublishedValue, ...]:
     content = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
     return tuple(
-        value for table in content["tables"] for value in _read_table(table, content["papers"])
+        value
+        for i, table in enumerate(content["tables"])
+        for value in _read_table(table, content["papers"], pointer=f"/tables/{i}")
     )
 
 
 def _read_table(
-    table: Mapping[str, Any], papers: Mapping[str, Mapping[str, str]]
+    table: Mapping[str, Any], papers: Mapping[str, Mapping[str, str]], *, pointer: str
 ) -> Iterator[PublishedValue]:
     paper = papers[table["paper"]]
-    for method, *cells in table["rows"]:
-        row_note = table.get("row_notes", {}).get(method, "")
-        for column, printed in zip(table["columns"], cells, strict=True):
+    for r, (method, *cells) in enumerate(table["rows"]):
+        row_note = table.get("row_notes", {}).get(method)
+        for c, (column, printed) in enumerate(zip(table["columns"], cells, strict=True), start=1):
             if printed is None:
                 continue
             scale = column.get("scale", 1)
@@ -88,8 +92,9 @@ def _read_table(
                 encoder=table["encoder"],
                 reference=column["reference"],
                 evidence=table["evidence"],
-                note=" ".join(filter(None, [row_note, table.get("note", "")])),
+                notes=tuple(filter(None, (row_note, table.get("note")))),
                 fault=column.get("fault", ""),
+                pointer=f"{pointer}/rows/{r}/{c}",
             )
 
 

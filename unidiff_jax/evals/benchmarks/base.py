@@ -175,27 +175,27 @@ class Score:
     Attributes:
       metric: id, such as `clip_i`.
       values: one an item (or group of items), a `Ratio` of them, or one number for a whole set.
-      ids: the items of `values`, for the samples; empty where they are groups or a set.
+      items: ids of the protocol's items, those that failed with them.
+      ids: the items of `values`; empty where these are of groups or of a set.
       higher_is_better: False for errors.
       protocol: what makes numbers of one name incomparable, below the benchmark's own.
       reference: what an output is compared with: input, gt, text or none.
       encoder: the extractor's `identity`.
       captions: filter of the captions.
-      n_items: items of the protocol, those that failed with them.
-      n_failed: without a prediction, or not to be scored, such as pictures without a face.
+      n_failed: items without a prediction, or not to be scored, such as pictures without a face.
       failures: how they enter the value.
       deviations: from the official protocol, of this score alone.
     """
 
     metric: str
     values: np.ndarray | Ratio | float
+    items: tuple[str, ...]
     ids: tuple[str, ...] = ()
     higher_is_better: bool = True
     protocol: str = ""
     reference: str = "none"
     encoder: Mapping[str, str] | None = None
     captions: str | None = None
-    n_items: int
     n_failed: int = 0
     failures: str = LEFT_OUT
     deviations: tuple[str, ...] = ()

@@ -138,5 +138,7 @@ COCO_FID = Benchmark(
         size="about 6.5 GB",
         layout="annotations/captions_val2014.json, val2014/*.jpg; or captions.json, val2014/",
     ),
-    deviations=("No list of captions is official: these are drawn with a fixed seed, or the user's.",),
+    deviations=(
+        "No list of captions is official: these are drawn with a fixed seed, or the user's.",
+    ),
 )

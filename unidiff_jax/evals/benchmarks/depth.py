@@ -1,4 +1,4 @@
-"""Zero-shot depth on NYUv2, KITTI, ETH3D, ScanNet and DIODE, in the layout that Marigold's code has.
+"""Zero-shot depth on NYUv2, KITTI, ETH3D, ScanNet and DIODE, in the layout of Marigold's code.
 
 A folder holds the pictures, the depth and the official list of file names, one item a line. Both
 alignments are scored: our models draw inverse depth, near bright, so `disparity` is their own;
@@ -205,7 +205,9 @@ def _constant(item: Item) -> Map:
     return np.ones((height, width))
 
 
-def make_depth_benchmark(name: str, *, title: str, data: Data, tables: tuple[str, ...]) -> Benchmark:
+def make_depth_benchmark(
+    name: str, *, title: str, data: Data, tables: tuple[str, ...]
+) -> Benchmark:
     """The benchmark of a depth set."""
 
     def score(items: Sequence[Item], made: Predictions, tools: Tools) -> list[Score]:

@@ -76,7 +76,7 @@ def score_edits(
         deviations = (() if is_official or not other else (other,)) + (
             substitute(encoder) if encoder else ()
         )
-        n_items = how.pop("n_items", counts["n_items"])
+        wanted = how.pop("wanted", counts["items"])
         found.append(
             Score(
                 metric=metric,
@@ -85,8 +85,8 @@ def score_edits(
                 higher_is_better=metric not in ("l1", "l2"),
                 protocol=protocol,
                 encoder=identity(encoder) if encoder else None,
-                n_items=n_items,
-                n_failed=n_items - len(of),
+                items=wanted,
+                n_failed=len(wanted) - len(of),
                 deviations=deviations,
                 **how,
             )
@@ -100,7 +100,7 @@ def score_edits(
         outputs = tools.made_features(kind, there, made)
         for captions in CAPTIONS:
             chosen = [item for item in captioned if captions == "all" or _captions_differ(item)]
-            wanted = [i for i in items if captions == "all" or _captions_differ(i)]
+            wanted = tuple(i.id for i in items if captions == "all" or _captions_differ(i))
             if not chosen:
                 continue
             rows = [there.index(item) for item in chosen]
@@ -112,7 +112,7 @@ def score_edits(
                 reference="text",
                 captions=captions,
                 extractor=clip,
-                n_items=len(wanted),
+                wanted=wanted,
             )
             both = [item for item in chosen if item.truth["input_caption"]]
             if both:
@@ -133,7 +133,7 @@ def score_edits(
                     reference="text",
                     captions=captions,
                     extractor=clip,
-                    n_items=len(wanted),
+                    wanted=wanted,
                 )
         for reference in references:
             like = tools.features(kind, [_reference(item, reference) for item in there])
@@ -474,7 +474,7 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
     def add(metric: str, values, *, extractor=None, own: tuple[str, ...] = (), **how) -> None:
         values = np.asarray(values, np.float64)
         defined = np.isfinite(values)
-        n_items = counts["n_items"] - int((~defined).sum())
+        undefined = set(ids[~defined])
         if not defined.any():
             return
         found.append(
@@ -483,7 +483,7 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
                 values=values[defined],
                 ids=tuple(ids[defined].tolist()),
                 encoder=identity(extractor) if extractor else None,
-                n_items=n_items,
+                items=tuple(key for key in counts["items"] if key not in undefined),
                 n_failed=counts["n_failed"],
                 deviations=own + (substitute(extractor) if extractor else ()),
                 **how,

@@ -100,9 +100,7 @@ def score_portraits(
         common = {"ids": ids, "reference": "input", "encoder": encoder, **counts}
         found += [
             Score(metric="identity", values=np.asarray(values), **common),
-            Score(
-                metric="no_face", values=np.asarray(faceless), higher_is_better=False, **common
-            ),
+            Score(metric="no_face", values=np.asarray(faceless), higher_is_better=False, **common),
         ]
     for kind in ("clip-b32", "clip-l14"):
         clip = tools.get(kind)
@@ -146,9 +144,7 @@ UNSPLASH50 = Benchmark(
         size="of 50 portraits about 50 MB",
         layout="portraits/*.jpg, prompts.txt",
     ),
-    deviations=(
-        "The set, its prompts and the face networks of the papers are not public: these are others.",
-    ),
+    deviations=("Set, prompts and face networks of the papers are not public: these are others.",),
     rows={"copy input": lambda item: item.truth["input"].open()},
     shuffles=True,
 )

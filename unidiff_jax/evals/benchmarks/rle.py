@@ -1,5 +1,6 @@
 """COCO's masks: polygons and uncompressed run lengths to pixels, as its own tools draw them."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,9 +27,7 @@ def runs_to_mask(counts: Sequence[int], *, height: int, width: int) -> Mask:
     return np.repeat(inside, runs).reshape(width, height).T
 
 
-def polygons_to_mask(
-    polygons: Sequence[Sequence[float]], *, height: int, width: int
-) -> Mask:
+def polygons_to_mask(polygons: Sequence[Sequence[float]], *, height: int, width: int) -> Mask:
     """The union of polygons [x, y, x, y, ...].
 
     Raises:
@@ -63,7 +62,7 @@ def _polygon(points: np.ndarray, height: int, width: int) -> Mask:
 def _outline(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every fine place that the edges pass, along the longer direction of each."""
     xs, ys = [], []
-    for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:], strict=True):
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         dx, dy = abs(x1 - x0), abs(y1 - y0)
         flip = (dx >= dy and x0 > x1) or (dx < dy and y0 > y1)
         if flip:

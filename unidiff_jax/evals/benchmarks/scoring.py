@@ -111,10 +111,13 @@ class Tools:
         return np.stack([self._features[name, key] for key, _ in sources])
 
 
-def split(items: Sequence[Item], made: Predictions) -> tuple[list[Item], dict[str, int]]:
-    """The items that have a prediction, and a `Score`'s counts of all of them."""
+def split(items: Sequence[Item], made: Predictions) -> tuple[list[Item], dict[str, Any]]:
+    """The items that have a prediction, and a `Score`'s `items` and `n_failed`."""
     there = [item for item in items if item.id not in made.missing]
-    return there, {"n_items": len(items), "n_failed": len(items) - len(there)}
+    return there, {
+        "items": tuple(item.id for item in items),
+        "n_failed": len(items) - len(there),
+    }
 
 
 def _name(kind: str, preprocess: str) -> str:

@@ -116,7 +116,9 @@ def score_subjects(
                 **counts,
             )
     for kind in ("clip-b32", "clip-l14"):
-        parts = [found.get(key) for key in (("dino", "dino-s16"), ("clip_i", kind), ("clip_t", kind))]
+        parts = [
+            found.get(key) for key in (("dino", "dino-s16"), ("clip_i", kind), ("clip_t", kind))
+        ]
         if all(part is not None for part in parts):
             first, clip = parts[0], parts[1]
             found["average", kind] = Score(
@@ -178,9 +180,7 @@ def read_dreambench(folder: epath.Path, split_name: str) -> list[Item]:
     classes, prompts = parse_prompts(read_lines(root / "prompts_and_classes.txt"))
     items = []
     for subject, name in classes.items():
-        pictures = [
-            picture_file(root, f"{subject}/{file}") for file in pictures_in(root / subject)
-        ]
+        pictures = [picture_file(root, f"{subject}/{file}") for file in pictures_in(root / subject)]
         for number, template in enumerate(prompts[name in LIVE]):
             words = template.format(name)
             for seed in range(SAMPLES):
@@ -302,7 +302,9 @@ def read_multibench(folder: epath.Path, split_name: str) -> list[Item]:
         number, own, words = fields_of(prompt, "id", "objects", "text", where=f"{path}: a prompt")
         unknown = [key for key in own if key not in pictures]
         if unknown or len(own) not in (2, 3):
-            fault = f"unknown object {unknown[0]!r}" if unknown else f"{len(own)} objects, not 2 or 3"
+            fault = (
+                f"unknown object {unknown[0]!r}" if unknown else f"{len(own)} objects, not 2 or 3"
+            )
             raise BenchmarkError(f"{path}: prompt {number}: {fault}")
         shown = [pictures[key][0] for key in own]
         for seed in range(SAMPLES):

@@ -56,7 +56,7 @@ def find_objects(folder: epath.Path) -> list[str]:
 
 
 def view(folder: epath.Path, name: str, number: int) -> Picture:
-    """A view at `SIDE` pixels, white where its alpha is 0 and nowhere else, as the official code."""
+    """A view at `SIDE` pixels, white where its alpha is 0 and nowhere else (EscherNet's code)."""
     path = folder / name / MODEL / f"{number:03d}.png"
 
     def read() -> Image.Image:

@@ -1,0 +1,149 @@
+"""Real models behind benchmarks: a run's weights and released ones, tiny and untrained."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+
+from unidiff_jax.cameras import Cameras, look_at_origin
+from unidiff_jax.config import ConfigError
+from unidiff_jax.evals.benchmarks.generate import (
+    ReleasedGenerator,
+    Request,
+    WorkdirGenerator,
+    fingerprint,
+    load_generator,
+)
+from unidiff_jax.mesh import make_mesh
+from unidiff_jax.sample.images import InputError
+from unidiff_jax.sample.pipeline import Pipeline
+from unidiff_jax.train.state import initial_params
+from unidiff_jax.train.workdir import model_parts
+
+
+def noise(*shape):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+
+
+PHOTO = noise(20, 40)
+
+
+@pytest.fixture(scope="module")
+def workdir_model(miniworld, tokenizer):
+    config = tiny_run.config(miniworld)
+    model = model_parts(config)
+    pipeline = Pipeline(
+        config,
+        model=model,
+        params=initial_params(model, seed=0),
+        tokenizer=tokenizer,
+        mesh=make_mesh(config.mesh.axes, devices=jax.devices()[:1]),
+    )
+    settings = {"model": "tiny", "sample": {"num_steps": 2, "guidance": 1.0, "solver": "euler"}}
+    return WorkdirGenerator(pipeline, name="tiny", settings=settings, steps=0)
+
+
+@pytest.fixture(scope="module")
+def released_model(released):
+    return ReleasedGenerator.load(released, num_steps=1, side=32, dtype="float32")
+
+
+def edit(number, *, seed=0):
+    return Request(
+        "edit",
+        f"{number}",
+        given={"source": PHOTO},
+        text={"instruction": "make it blue"},
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("name", ["workdir_model", "released_model"])
+def test_the_noise_is_the_requests_own(name, request):
+    model = request.getfixturevalue(name)
+    both = model.generate([edit(1), edit(2), edit(1, seed=1)])
+    alone = model.generate([edit(2)])[0]
+    assert both[0].shape == (32, 32, 3)
+    np.testing.assert_allclose(both[1], alone, atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 1e-3
+    assert np.abs(both[0] - both[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["workdir_model", "released_model"])
+def test_maps_and_what_is_missing(name, request):
+    model = request.getfixturevalue(name)
+    (depth,) = model.generate([Request("depth", "1", given={"image": PHOTO})])
+    assert depth.shape == (32, 32, 3) and np.isfinite(depth).all()
+    with pytest.raises(InputError, match="task 'depth' needs 'image'; this benchmark has none"):
+        model.generate([Request("depth", "1")])
+    with pytest.raises(InputError, match="needs 'instruction'"):
+        model.generate([Request("edit", "1", given={"source": PHOTO})])
+
+
+def test_tasks_are_those_of_the_config(workdir_model):
+    assert workdir_model.tasks == ("depth", "segment", "depth_to_image", "edit")
+    assert workdir_model.params > 1000
+
+
+def test_released_weights_draw_subjects_views_and_cameras(released_model):
+    views = [noise(32, 32), noise(32, 32)]
+    subject = Request(
+        "subject",
+        "1",
+        given={"views": views[:1]},
+        text={"name": "dog", "captions": "[[img0]] a dog [[img1]]"},
+    )
+    assert released_model.generate([subject])[0].shape == (32, 32, 3)
+    poses = np.stack([look_at_origin(30.0 * n, 20.0, 1.7) for n in range(3)])
+    unknown = Request(
+        "multiview",
+        "2",
+        given={"views": [*views, None]},
+        text={"caption": ""},
+        poses=poses,
+        made_cameras=(False, True, False),
+    )
+    assert released_model.generate([unknown])[0].shape == (32, 32, 3)
+    posed = Request(
+        "multiview",
+        "3",
+        given={"views": views},
+        text={"caption": ""},
+        made_cameras=(True, True),
+    )
+    (found,) = released_model.generate([posed])
+    assert isinstance(found, Cameras) and found.rotation.shape == (2, 3, 3)
+
+
+def test_two_sizes_in_one_batch(released_model):
+    model = ReleasedGenerator(
+        released_model._pipeline, name="x", settings=released_model.settings | {"side": 256}
+    )
+    wide, square = model._plan(edit(1)), model._plan(edit(2))
+    assert wide.size == square.size == (176, 368)
+    flat = Request("depth", "1", given={"image": noise(32, 32)})
+    assert model._plan(flat).size == (256, 256) and model._plan(flat).mask == (0, 1)
+    assert model._plan(flat).key != wide.key
+
+
+def test_what_can_be_loaded(released, tmp_path):
+    model = load_generator(released, num_steps=1, side=32, dtype="float32")
+    assert model.settings["num_steps"] == 1 and model.settings["guidance"] == 4.0
+    for wrong in ({"step": 3}, {"image_guidance": 1.0}):
+        with pytest.raises(ConfigError, match="is for workdirs"):
+            load_generator(released, **wrong)
+    with pytest.raises(ConfigError, match="neither a workdir"):
+        load_generator(tmp_path)
+    with pytest.raises(ConfigError, match="--side is for released weights"):
+        load_generator(tmp_path, side=64)
+
+
+def test_a_fingerprint_sees_other_weights(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/weights").write_bytes(b"1" * 100)
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "a/weights").write_bytes(b"1" * 99 + b"2")
+    assert fingerprint(tmp_path) != before

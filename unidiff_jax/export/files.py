@@ -151,6 +151,16 @@ def open_tensors(folder: AnyPath) -> dict[str, FileTensor | BucketTensor]:
     raise FolderError(f"{folder} holds no {wanted} (nor its .index.json)")
 
 
+def open_file(path: AnyPath) -> dict[str, FileTensor | BucketTensor]:
+    """All tensors of one safetensors file by name.
+
+    Raises:
+      FolderError: the file is missing or damaged.
+    """
+    path = as_path(path)
+    return _open_files(path.parent, [path.name], None)
+
+
 def _weight_map(index: epath.Path) -> Mapping[str, str]:
     values = read_config(index.parent, name=index.name).get("weight_map")
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):

@@ -231,6 +231,37 @@ VIT_TABLE: tuple[Entry, ...] = (
 )
 
 
+_DINO = "encoder.layer.{i}"
+_DINO_IMAGE = "embeddings.patch_embeddings.projection"
+
+DINO_TABLE: tuple[Entry, ...] = (
+    Entry("patch_embedding/weight", f"{_DINO_IMAGE}.weight", "conv"),
+    Entry("patch_embedding/bias", f"{_DINO_IMAGE}.bias", "vector"),
+    Entry("class_embedding", "embeddings.cls_token", "vector"),
+    Entry("position_embedding", "embeddings.position_embeddings", "vector"),
+    *_linear("blocks/qkv", f"{_DINO}.attention.attention.qkv", bias=True),
+    *_linear("blocks/out", f"{_DINO}.attention.output.dense", bias=True),
+    *_norm("final_norm", "layernorm", bias=True),
+)
+"""Of both generations; queries, keys and values are joined before (`join_qkv`)."""
+
+_DINO_1: tuple[Entry, ...] = (
+    *_norm("blocks/attention_norm", f"{_DINO}.layernorm_before", bias=True),
+    *_norm("blocks/ffn_norm", f"{_DINO}.layernorm_after", bias=True),
+    *_linear("blocks/ffn_up", f"{_DINO}.intermediate.dense", bias=True),
+    *_linear("blocks/ffn_down", f"{_DINO}.output.dense", bias=True),
+)
+
+_DINO_2: tuple[Entry, ...] = (
+    *_norm("blocks/attention_norm", f"{_DINO}.norm1", bias=True),
+    Entry("blocks/attention_scale", f"{_DINO}.layer_scale1.lambda1", "vector"),
+    *_norm("blocks/ffn_norm", f"{_DINO}.norm2", bias=True),
+    *_linear("blocks/ffn_up", f"{_DINO}.mlp.fc1", bias=True),
+    *_linear("blocks/ffn_down", f"{_DINO}.mlp.fc2", bias=True),
+    Entry("blocks/ffn_scale", f"{_DINO}.layer_scale2.lambda1", "vector"),
+)
+
+
 def _qformer_attention(path: str, official: str) -> tuple[Entry, ...]:
     return (
         *_linear(f"{path}/q", f"{official}.attention.query", bias=True),
@@ -295,6 +326,15 @@ def vit_table(config: ViTConfig) -> Table:
     return Table(tuple(kept), depth=config.num_hidden_layers)
 
 
+def dino_table(config: ViTConfig) -> Table:
+    """transformers' `ViTModel` as DINO has it, or `Dinov2Model` where blocks scale their branches;
+    the untrained pooler and the token of masked patches are left out.
+    """
+    entries = (*DINO_TABLE, *(_DINO_2 if config.layer_scale else _DINO_1))
+    ignored = ("pooler.", "embeddings.mask_token")
+    return Table(entries, depth=config.num_hidden_layers, ignored=ignored)
+
+
 def qformer_table(config: QFormerConfig) -> Table:
     """transformers' `Blip2QFormerModel`."""
     depth, step = config.num_hidden_layers, config.cross_attention_frequency
@@ -352,6 +392,21 @@ def unified_table(shapes: Params, *, depth: int) -> Table:
 
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def join_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DINO's tensors with queries, keys and values of a layer as one, in this order. A layer that
+    lacks one of them stays as it is.
+    """
+    joined = dict(tensors)
+    for name in tensors:
+        if ".attention.attention.query." not in name:
+            continue
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in joined for part in names):
+            parts = [np.asarray(joined.pop(part)[...]) for part in names]
+            joined[name.replace(".query.", ".qkv.")] = np.concatenate(parts)
+    return joined
 
 
 def modern_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

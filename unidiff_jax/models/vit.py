@@ -1,7 +1,9 @@
-"""Vision tower of BLIP-2: EVA's ViT-g/14 without its last block (Li et al. 2023, section 3.4).
+"""Vision transformers: the tower of BLIP-2, and DINO and DINOv2.
 
 A class token and one token a patch with learned positions go through pre-norm blocks; a last norm
-follows. The defaults of the config are the released tower's, 986M parameters.
+follows. The defaults of the config are those of BLIP-2's tower, EVA's ViT-g/14 without its last
+block (Li et al. 2023, section 3.4), 986M parameters. DINOv2 scales the branches of a block by a
+learned factor a channel (Touvron et al. 2021, "Going deeper with image transformers", equation 4).
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ class ViTConfig:
       patch_size: pixels a side of a patch.
       layer_norm_eps: of the norms.
       qkv_bias: whether queries, keys and values have a bias.
+      layer_scale: whether a block's branches are scaled before they are added.
       scan_layers: see `layers.apply_layers`.
       remat: see `layers.REMAT_POLICIES`.
       dtype: of activations.
@@ -48,6 +51,7 @@ class ViTConfig:
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
+    layer_scale: bool = False
     scan_layers: bool = True
     remat: str = "full"
     dtype: str = "float32"
@@ -67,7 +71,11 @@ class ViTConfig:
                 faults.append(f"{key}={values[key]!r}, only one number is known, for example 224")
         if faults:
             raise ConfigError(f"vision_config has {'; '.join(faults)}")
-        names = {field.name for field in dataclasses.fields(cls)} - {"dtype", "scan_layers"}
+        names = {field.name for field in dataclasses.fields(cls)} - {
+            "dtype",
+            "scan_layers",
+            "layer_scale",
+        }
         chosen = {k: v for k, v in values.items() if k in names and v is not None}
         return cls(**chosen, dtype=dtype, remat="none")
 
@@ -96,7 +104,7 @@ class VisionTransformer(nnx.Module):
         self.final_norm = LayerNorm(d, eps=c.layer_norm_eps, axis="embed")
 
     def __call__(self, pictures: Float[Array, "n h w 3"]) -> Float[Array, "n t d"]:
-        """Encodes pictures of `image_size`, normalised as `sample.multimodal.preprocess` does.
+        """Encodes pictures of `image_size`, normalised as the released weights want them.
 
         Raises:
           ValueError: pictures of another size, whose patches have no positions.
@@ -151,7 +159,9 @@ class ViTBlock(nnx.Module):
         self.attention_norm = LayerNorm(d, eps=c.layer_norm_eps, axis="embed")
         self.qkv = linear(d, 3 * d, ("embed", "heads"), bias=c.qkv_bias)
         self.out = linear(d, d, ("heads", "embed"))
+        self.attention_scale = _scale(d) if c.layer_scale else None
         self.ffn_norm = LayerNorm(d, eps=c.layer_norm_eps, axis="embed")
+        self.ffn_scale = _scale(d) if c.layer_scale else None
         self.ffn_up = linear(d, f, ("embed", "ffn"))
         self.ffn_down = linear(f, d, ("ffn", "embed"))
 
@@ -159,6 +169,14 @@ class ViTBlock(nnx.Module):
         y = self.qkv(self.attention_norm(x))
         y = y.reshape(*y.shape[:2], 3, self.config.num_attention_heads, -1)
         y = attention(y[:, :, 0], y[:, :, 1], y[:, :, 2])
-        x = whole_tokens(x + self.out(y.reshape(x.shape)))
+        x = whole_tokens(x + _scaled(self.out(y.reshape(x.shape)), self.attention_scale))
         y = jax.nn.gelu(self.ffn_up(self.ffn_norm(x)), approximate=False)
-        return whole_tokens(x + self.ffn_down(y))
+        return whole_tokens(x + _scaled(self.ffn_down(y), self.ffn_scale))
+
+
+def _scale(width: int) -> nnx.Param:
+    return nnx.Param(jnp.ones((width,)), axes=("embed",))
+
+
+def _scaled(x: Float[Array, "n t d"], scale: nnx.Param | None) -> Float[Array, "n t d"]:
+    return x if scale is None else x * scale[...].astype(x.dtype)

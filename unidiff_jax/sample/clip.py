@@ -21,6 +21,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import WEIGHT_NAMES, open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import (
     Table,
+    Tensor,
     clip_text_table,
     clip_vision_table,
     from_official,
@@ -76,8 +77,21 @@ class CLIPTexts:
     values: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: AnyPath, *, tokenizer: AnyPath, dtype: str = "float32") -> "CLIPTexts":
+    def load(
+        cls,
+        folder: AnyPath,
+        *,
+        tokenizer: AnyPath,
+        dtype: str = "float32",
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> "CLIPTexts":
         """Reads a `CLIPModel`, `CLIPTextModel` or `CLIPTextModelWithProjection` folder.
+
+        Args:
+          folder: config and weights.
+          tokenizer: folder of the tokenizer.
+          dtype: of weights and activations.
+          tensors: by official name, in place of the folder's safetensors.
 
         Raises:
           ConfigError, FolderError, MappingError: another model, files that cannot be read, or
@@ -86,7 +100,10 @@ class CLIPTexts:
         values = tower_values(read_config(folder), "text")
         config = clip_text_config(values, dtype=dtype)
         graphdef, params = _load(
-            folder, lambda rngs: CLIPTextEncoder(config, rngs=rngs), clip_text_table(config), dtype
+            open_tensors(folder) if tensors is None else tensors,
+            lambda rngs: CLIPTextEncoder(config, rngs=rngs),
+            clip_text_table(config),
+            dtype,
         )
         return cls(load_tokenizer(tokenizer), config, graphdef, params, values)
 
@@ -117,14 +134,20 @@ class CLIPImages:
     values: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: AnyPath, *, dtype: str = "float32") -> "CLIPImages":
-        """Reads a `CLIPModel`, `CLIPVisionModel` or `CLIPVisionModelWithProjection` folder; raises
-        as `CLIPTexts.load`.
+    def load(
+        cls,
+        folder: AnyPath,
+        *,
+        dtype: str = "float32",
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> "CLIPImages":
+        """Reads a `CLIPModel`, `CLIPVisionModel` or `CLIPVisionModelWithProjection` folder; takes
+        and raises what `CLIPTexts.load` does.
         """
         values = tower_values(read_config(folder), "vision")
         config = clip_vision_config(values, dtype=dtype)
         graphdef, params = _load(
-            folder,
+            open_tensors(folder) if tensors is None else tensors,
             lambda rngs: CLIPVisionEncoder(config, rngs=rngs),
             clip_vision_table(config),
             dtype,
@@ -137,7 +160,10 @@ class CLIPImages:
 
     def embed(self, pictures: Sequence[Image.Image]) -> Float[Array, "b p"]:
         """`image_embeds`, float32, not normalised."""
-        values = preprocess(pictures, size=self.config.image_size)
+        return self.embed_values(preprocess(pictures, size=self.config.image_size))
+
+    def embed_values(self, values: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b p"]:
+        """As `embed`, of pictures that are preprocessed already."""
         return _embed_images(self.params, values, graphdef=self.graphdef)
 
 
@@ -151,9 +177,11 @@ def _embed_images(params, values, *, graphdef):
     return nnx.merge(graphdef, params)(values).embedding.astype(jnp.float32)
 
 
-def _load(folder: AnyPath, make: Any, table: Table, dtype: str) -> tuple[nnx.GraphDef, Params]:
+def _load(
+    tensors: Mapping[str, Tensor], make: Any, table: Table, dtype: str
+) -> tuple[nnx.GraphDef, Params]:
     graphdef, shapes, _ = abstract(make)
-    params = from_official(open_tensors(folder), shapes, table=table, dtype=jnp.dtype(dtype))
+    params = from_official(tensors, shapes, table=table, dtype=jnp.dtype(dtype))
     return graphdef, jax.tree.map(jnp.asarray, params)
 
 

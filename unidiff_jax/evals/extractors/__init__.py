@@ -20,36 +20,20 @@ otherwise it says what differs, and a score made with it is no official one.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.evals.extractors.identity import Identity
 from unidiff_jax.paths import AnyPath
 
 KINDS = ("clip-b32", "clip-l14", "dino-s16", "dinov2-b14", "inception", "lpips-alex", "lpips-vgg")
 
 Features = Float[np.ndarray, "n d"]
 Distances = Float[np.ndarray, "n"]
-
-
-class Identity(TypedDict):
-    """What decides an extractor's numbers.
-
-    Attributes:
-      name: the kind.
-      sha256: of the weights' file; of the digests of its files in order of their names, where there
-        are several.
-      preprocess: name of the pictures' preprocessing.
-      substitute: empty, or in words how the network differs from the released one of this kind.
-    """
-
-    name: str
-    sha256: str
-    preprocess: str
-    substitute: str
 
 
 class Extractor(Protocol):
@@ -97,7 +81,7 @@ def load_extractor(
         also `vocab.json` and `merges.txt`. LPIPS takes a folder of two files, heads and backbone
         (`alex.pth` and `alexnet-owt-7be5be79.pth`, or `vgg.pth` and `vgg16-397923af.pth`), or one
         file with both.
-      preprocess: another of `pictures.PREPROCESS` than the kind's own, for example
+      preprocess: another than the kind's own, of those in `pictures`, for example
         `instruct_pix2pix` of a CLIP, `legacy_pytorch` or `legacy_tensorflow` of `inception`.
 
     Raises:
@@ -111,14 +95,14 @@ def load_extractor(
       >>> inception.images(pictures).shape
       (8, 2048)
     """
+    if kind not in KINDS:
+        raise ConfigError(f"extractor {kind!r} is unknown; one of {', '.join(KINDS)}")
     if kind.startswith("clip-"):
         from unidiff_jax.evals.extractors.clip import CLIPExtractor as chosen
     elif kind.startswith("dino"):
         from unidiff_jax.evals.extractors.dino import DINOExtractor as chosen
     elif kind == "inception":
         from unidiff_jax.evals.extractors.inception import InceptionExtractor as chosen
-    elif kind.startswith("lpips-"):
+    else:
         from unidiff_jax.evals.extractors.lpips import LPIPSExtractor as chosen
-    if kind not in KINDS:
-        raise ConfigError(f"extractor {kind!r} is unknown; one of {', '.join(KINDS)}")
     return chosen.load(path, kind=kind, preprocess=preprocess)

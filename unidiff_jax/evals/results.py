@@ -30,6 +30,7 @@ from unidiff_jax.evals.results_schema import (
     check_name,
     faults,
     key_faults,
+    score_key,
 )
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "scipy")
@@ -217,6 +218,29 @@ def write_results(folder: str | Path, *, results: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+RUN = "run.json"
+"""Beside results.json: a run whose scores are still to come, as `write_results` takes it."""
+
+
+def add_scores(folder: str | Path, *, scores: Sequence[Mapping[str, Any]]) -> Path:
+    """Adds scores that came from elsewhere to a run, in place of older ones of the same number.
+
+    The run is that of `folder/results.json`, or of `folder/run.json` where nothing was scored yet.
+    Raises ReportError where there is neither, or what `write_results` raises.
+    """
+    folder = Path(folder)
+    if (folder / "results.json").exists():
+        run = read_results(folder)
+    elif (folder / RUN).exists():
+        run = _load_json((folder / RUN).read_text(encoding="utf-8"))
+    else:
+        raise ReportError(f"{folder} has no results.json and no {RUN}: whose scores are these?")
+    new = {score_key(score) for score in scores}
+    kept = [score for score in run.get("scores", []) if score_key(score) not in new]
+    run = {key: value for key, value in run.items() if key != "schema_version"}
+    return write_results(folder, results={**run, "scores": [*kept, *scores]})
 
 
 class SampleWriter:

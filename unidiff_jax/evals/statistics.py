@@ -153,6 +153,31 @@ def interval(
     return _interval(samples, value=estimate(scores), confidence=confidence)
 
 
+def mean_of_groups(
+    groups: Mapping[str, Scores],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean of the groups' metrics, each group resampled by itself (a stratified bootstrap).
+
+    What suites mean by an average over tasks: a group counts the same however many items it has.
+
+    >>> mean_of_groups({"few": np.ones(2), "many": np.zeros(8)}).value
+    0.5
+    """
+    if not groups:
+        raise ValueError("groups is empty: name at least one, e.g. {'single_object': scores}")
+    samples = np.zeros(num_resamples)
+    for place, (name, scores) in enumerate(sorted(groups.items())):
+        columns = _columns(scores, name=name)
+        order = bootstrap_order(len(columns[0]), num_resamples=num_resamples, seed=seed + place)
+        samples += _estimate(columns, order=order) / len(groups)
+    value = float(np.mean([estimate(scores) for scores in groups.values()]))
+    return _interval(samples, value=value, confidence=confidence)
+
+
 def paired_difference(
     scores: Scores,
     *,

@@ -224,3 +224,16 @@ def test_cumulative_iou_goes_through_the_rule():
         shuffled=stats.Ratio(0.3 * union, union),
     )
     assert result.learned and result.value.value == pytest.approx(0.7)
+
+
+def test_a_mean_of_groups_counts_groups_alike_and_resamples_within_them():
+    rng = np.random.default_rng(0)
+    groups = {"few": rng.random(20), "many": rng.random(2000) + 1.0}
+    found = stats.mean_of_groups(groups)
+    assert found.value == pytest.approx(np.mean([values.mean() for values in groups.values()]))
+    spread = np.sqrt(sum(values.var() / len(values) for values in groups.values())) / 2
+    assert (found.high - found.low) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.1)
+    # The groups are 1 apart: resampling them together would spread the mean of their means by it.
+    assert stats.mean_of_groups({"one": groups["few"]}) == stats.interval(groups["few"])
+    with pytest.raises(ValueError, match="groups is empty"):
+        stats.mean_of_groups({})

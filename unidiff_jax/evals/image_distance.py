@@ -51,24 +51,25 @@ def ssim(
     *,
     target: Images,
     mask: Masks | None = None,
-    window: Literal["uniform", "gaussian"] = "uniform",
+    window: Literal["uniform", "gaussian", "torchmetrics"] = "uniform",
 ) -> PerItem:
     """Structural similarity (Wang et al. 2004), in [-1, 1]: 1 for equal pictures.
 
     Args:
       output: pictures.
       target: pictures.
-      mask: the mean is over the places inside whose whole window lies in the picture; NaN if there
-        is none. Windows see what is outside the mask.
+      mask: the mean is over its places whose whole window lies in the picture; NaN if there is
+        none. Windows see what is outside the mask.
       window: `uniform` has 7 x 7 equal weights and sample covariances, as scikit-image does
         without arguments (EscherNet); `gaussian` has 11 x 11 weights and covariances of the
-        population, as in the paper and in torchmetrics (PIE-Bench).
+        population, as in the paper; `torchmetrics` (PIE-Bench) is the same over all places, with
+        the picture mirrored at its border, as its version 1.9 does.
 
     Raises:
       ValueError: pictures that are smaller than the window.
     """
     x, y = as_float(output), as_float(target)
-    gaussian = window == "gaussian"
+    gaussian = window != "uniform"
     pad = int(TRUNCATE * GAUSSIAN + 0.5) if gaussian else UNIFORM // 2
     size = 2 * pad + 1
     if min(x.shape[1:3]) < size:
@@ -76,9 +77,9 @@ def ssim(
 
     def blur(values: np.ndarray) -> np.ndarray:
         if gaussian:
-            sigma = (0, GAUSSIAN, GAUSSIAN, 0)
-            return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE)
-        return ndimage.uniform_filter(values, (1, UNIFORM, UNIFORM, 1))
+            settings = {"truncate": TRUNCATE, "mode": "mirror"}
+            return ndimage.gaussian_filter(values, GAUSSIAN, axes=(1, 2), **settings)
+        return ndimage.uniform_filter(values, UNIFORM, axes=(1, 2))
 
     unbiased = 1.0 if gaussian else UNIFORM**2 / (UNIFORM**2 - 1)
     mean_x, mean_y = blur(x), blur(y)
@@ -88,6 +89,8 @@ def ssim(
     c1, c2 = 0.01**2, 0.03**2
     values = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     values /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    if window == "torchmetrics":
+        return _mean(values, mask)
     inside = slice(pad, -pad)
     mask = None if mask is None else np.asarray(mask, bool)[:, inside, inside]
     return _mean(values[:, inside, inside], mask)

@@ -398,7 +398,7 @@ def join_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A DINO's tensors with queries, keys and values of a layer as one, in this order. A layer that
     lacks one of them stays as it is.
     """
-    joined = dict(tensors)
+    joined: dict[str, Any] = dict(tensors)
     for name in tensors:
         if ".attention.attention.query." not in name:
             continue

@@ -44,7 +44,7 @@ def read_weights(path: AnyPath) -> Weights:
     """
     path = as_path(path)
     files = _files(path) if path.is_dir() else [path]
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     digests = []
     for file in files:
         if not file.is_file():

@@ -517,6 +517,17 @@ def test_an_export_continues_and_takes_the_right_number(tmp_path):
         export(suite, prompts, folder=tmp_path / "new", pictures=lambda p: [picture(0)])
 
 
+def test_an_export_stays_in_its_folder(tmp_path):
+    write_json(
+        tmp_path / "basic_edit.json", {"../x": {"id": "0.png", "prompt": "", "edit_type": "a"}}
+    )
+    suite = get_suite("imgedit_bench")
+    prompts = suite.read_prompts(tmp_path)
+    with pytest.raises(ReportError, match=r"'\.\./x\.png' would lie outside of"):
+        export(suite, prompts, folder=tmp_path / "out", pictures=make(prompts))
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_a_date_is_a_date(tmp_path):
     write_lines(tmp_path / "evaluation_metadata.jsonl", GENEVAL)
     write_lines(tmp_path / "results.jsonl", geneval_lines({i: [True] * 4 for i in range(3)}))

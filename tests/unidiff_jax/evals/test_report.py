@@ -390,3 +390,13 @@ def test_sample_writer_refuses_what_the_page_could_not_show(tmp_path):
         ]:
             with pytest.raises(ReportError, match=message):
                 writer.write(**{**item, **arguments})
+
+
+def test_large_pictures_are_shrunk_and_small_ones_enlarged(folder):
+    with SampleWriter(folder, task="depth") as writer:
+        for i in range(NUM_ITEMS):
+            images = {"input": np.zeros((200, 400, 3)), "output": np.zeros((40, 40, 3))}
+            writer.write(f"scene-{i:03d}", prompt="", value=0.5, seed_values=[0.5], images=images)
+    html = report.build_report(folder).read_text()
+    sizes = re.findall(r'width="(\d+)" height="(\d+)" alt="(\w+) of scene-000"', html)
+    assert sizes[:2] == [("192", "96", "input"), ("120", "120", "output")]

@@ -43,11 +43,14 @@ addEventListener("load", () => {
   click("value"); seen.descending = rows(0);
   seen.order = document.querySelector('th:has([data-sort="value"])').getAttribute("aria-sort");
   choose("encoder", "clip-vit-l-14"); seen.encoder = rows(0);
+  const notes = () => [...document.querySelectorAll("[data-notes]")].filter((n) => n.offsetHeight);
+  seen.notes = [notes().length];
   choose("encoder", ""); choose("badge", "published"); seen.badge = rows(0);
   choose("protocol", "gedit_bench/en/fullset"); seen.protocol = rows(0);
   seen.hash = location.hash;
   seen.count = document.querySelector("output").textContent;
   document.querySelector('[type="reset"]').click(); seen.reset = rows(0);
+  seen.notes.push(notes().length);
   seen.miniature = rows(1);
   seen.resources = performance.getEntriesByType("resource").map((entry) => entry.name);
   seen.width = [document.documentElement.scrollWidth, innerWidth];
@@ -154,6 +157,8 @@ def test_filters(visit):
     assert sorted(row["method"] for row in visit["protocol"]) == sorted(v.method for v in values)
     assert visit["count"] == f"{len(values)} of {len(visit['start'])} rows"
     assert visit["reset"] == visit["start"]
+    without_papers, with_papers = visit["notes"]
+    assert without_papers == 0 < with_papers
 
 
 def test_a_miniature_stands_alone(visit):

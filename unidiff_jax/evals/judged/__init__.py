@@ -13,7 +13,7 @@ official script has a known fault, its own number and the one without the fault 
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from unidiff_jax.evals.judged import (
     omnicontext,
 )
 from unidiff_jax.evals.judged.suite import Given, Judge, Prompt, Suite
+from unidiff_jax.evals.results_schema import ReportError
 
 __all__ = [
     "SUITES",
@@ -81,8 +82,13 @@ def export(
       pictures: makes or opens a prompt's `count` pictures.
 
     Raises:
+      ReportError: a prompt whose files would lie outside of the folder.
       ValueError: another number of pictures than the prompt's count.
     """
+    for prompt in prompts:
+        for name in suite.files(prompt):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ReportError(f"{suite.name}: {name!r} would lie outside of {folder}")
     missing = [prompt for prompt in prompts if not is_exported(suite, prompt, folder=folder)]
     for prompt in tqdm(missing, desc=f"export {suite.name}", unit="prompt"):
         made = pictures(prompt)

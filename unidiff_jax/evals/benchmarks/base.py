@@ -220,7 +220,7 @@ class Data:
     Attributes:
       where: from.
       licence: of the data.
-      size: on disk, about.
+      size: on disk, or how many pictures.
       layout: of `--data`.
     """
 

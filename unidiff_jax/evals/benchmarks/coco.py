@@ -135,7 +135,7 @@ COCO_FID = Benchmark(
     data=Data(
         where="cocodataset.org (val2014, annotations of 2014)",
         licence="annotations CC BY 4.0; pictures by Flickr's terms",
-        size="about 6.5 GB",
+        size="6.5 GB",
         layout="annotations/captions_val2014.json, val2014/*.jpg; or captions.json, val2014/",
     ),
     deviations=(

@@ -245,8 +245,8 @@ NYUV2 = make_depth_benchmark(
     tables=("OneDiffusion Table 4",),
     data=Data(
         where=_MARIGOLD,
-        licence="NYU Depth V2: research",
-        size="about 0.6 GB",
+        licence="see NYU Depth V2",
+        size="654 pictures of 640 x 480",
         layout="filename_list_test.txt, test/<scene>/{rgb,depth,filled}_<number>.png",
     ),
 )
@@ -257,7 +257,7 @@ KITTI = make_depth_benchmark(
     data=Data(
         where=_MARIGOLD,
         licence="CC BY-NC-SA 3.0",
-        size="about 1 GB",
+        size="652 pictures of some 1242 x 375",
         layout="eigen_test_files_with_gt.txt, pictures and PNGs of 1/256 m",
     ),
 )
@@ -268,7 +268,7 @@ ETH3D = make_depth_benchmark(
     data=Data(
         where=_MARIGOLD,
         licence="CC BY-NC-SA 4.0",
-        size="about 50 GB",
+        size="454 pictures; depth is 44 GB",
         layout="eth3d_filename_list.txt, rgb/..., depth/... (raw float32)",
     ),
 )
@@ -279,7 +279,7 @@ SCANNET = make_depth_benchmark(
     data=Data(
         where=_MARIGOLD,
         licence="ScanNet's terms of use",
-        size="about 1 GB",
+        size="800 pictures",
         layout="scannet_val_sampled_list_800_1.txt, <scene>/color/*.jpg, <scene>/depth/*.png",
     ),
 )
@@ -290,7 +290,7 @@ DIODE = make_depth_benchmark(
     data=Data(
         where=_MARIGOLD,
         licence="MIT",
-        size="about 3 GB",
+        size="771 pictures of 1024 x 768",
         layout="diode_val_all_filename_list.txt, indoors/..., outdoor/... (.png, _depth.npy, "
         "_depth_mask.npy)",
     ),

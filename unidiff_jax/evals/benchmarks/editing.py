@@ -241,7 +241,7 @@ EMU_EDIT = Benchmark(
     data=Data(
         where="huggingface.co/datasets/facebook/emu_edit_test_set",
         licence="CC BY-NC 4.0",
-        size="about 3 GB",
+        size="3,589 and 2,022 pictures",
         layout="data/test-*.parquet, data/validation-*.parquet",
     ),
     rows={"copy input": lambda item: item.truth["input"].open()},
@@ -372,7 +372,7 @@ MAGICBRUSH = Benchmark(
     data=Data(
         where="github.com/OSU-NLP-Group/MagicBrush (test archive, password MagicBrush)",
         licence="CC BY 4.0; the test set may not be put online again",
-        size="about 4 GB",
+        size="535 sessions, 1,053 turns",
         layout="edit_sessions.json, local_descriptions.json, images/<id>/<id>-{input,output1}.png",
     ),
     rows={
@@ -546,8 +546,8 @@ PIE_BENCH = Benchmark(
     ),
     data=Data(
         where="github.com/cure-lab/PnPInversion",
-        licence="by request to its authors",
-        size="about 0.3 GB",
+        licence="see its page",
+        size="700 pictures of 512 x 512",
         layout="mapping_file.json, annotation_images/",
     ),
     rows={"copy input": lambda item: item.truth["input"].open()},

@@ -141,7 +141,7 @@ UNSPLASH50 = Benchmark(
     data=Data(
         where="the user's own portraits; Unsplash-50 has no official download",
         licence="Unsplash's, or the user's",
-        size="of 50 portraits about 50 MB",
+        size="50 portraits",
         layout="portraits/*.jpg, prompts.txt",
     ),
     deviations=("Set, prompts and face networks of the papers are not public: these are others.",),

@@ -163,7 +163,7 @@ def make_referring_benchmark(
         data=Data(
             where="github.com/lichengunc/refer, and COCO train2014 from cocodataset.org",
             licence="annotations Apache 2.0; pictures by Flickr's terms",
-            size="about 14 GB",
+            size="13.5 GB of pictures",
             layout=f"{name}/instances.json, {name}/refs({by}).json, train2014/",
         ),
         rows={"whole picture": _all, "empty": _empty},

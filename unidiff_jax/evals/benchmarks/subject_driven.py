@@ -265,7 +265,7 @@ DREAMBENCH = Benchmark(
     data=Data(
         where="github.com/google/dreambooth",
         licence="CC BY 4.0",
-        size="about 0.2 GB",
+        size="30 subjects, 4 to 6 pictures each",
         layout="dataset/prompts_and_classes.txt, dataset/<subject>/00.jpg",
     ),
     rows={"copy input": lambda item: item.truth["input"].open()},
@@ -350,7 +350,7 @@ MULTIBENCH = Benchmark(
     data=Data(
         where="the user's own pictures and prompts",
         licence="the user's",
-        size="of 40 objects about 50 MB",
+        size="the paper has 40 objects",
         layout="multibench.json, pictures",
     ),
     deviations=(

@@ -226,7 +226,7 @@ def find_in_strip(folder: epath.Path, item: Item) -> Image.Image | None:
 _DATA = Data(
     where="huggingface.co/datasets/kxic/EscherNet-Dataset (GSO30)",
     licence="Google Scanned Objects: CC BY 4.0",
-    size="about 0.5 GB",
+    size="30 objects, 25 views each",
     layout=f"<object>/{MODEL}/000.png, 000.npy, ...",
 )
 

@@ -31,7 +31,7 @@ def test_a_run_on_a_drawn_suite(quickstart, run_command, tmp_path):
     assert "scannet/disparity" in done.stdout and "2 items, and not the 800" in done.stdout
     results = json.loads((tmp_path / "out/report/results.json").read_text())
     assert results["command"].startswith("python -m launch.evaluate --benchmark=scannet")
-    assert results["steps"] == 30 and results["config"]["generator"]["sample"]["num_steps"] == 1
+    assert results["steps"] == 20 and results["config"]["generator"]["sample"]["num_steps"] == 1
     assert len(list((tmp_path / "out/predictions").rglob("*.npy"))) == 2
 
 

@@ -2,7 +2,8 @@
 
 The autoencoder (8 x 8 pixels to 16 channels), the text encoder (T5 1.1 XL) and the tokenizer come
 from a folder in OneDiffusion's released layout and stay frozen. Pictures are encoded once by
-`launch.encode`; text goes through the encoder in each step, or once through `launch.precompute`.
+`launch.encode`, or in each step (`autoencoder.in_step`, for pictures of one size); text goes
+through its encoder in each step, or once through `launch.precompute`.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ def released_parts(weights: str) -> ConfigDict:
         "folder": f"{weights}/vae",
         "downscale": 8,
         "latent_channels": 16,
+        "in_step": False,
         "dtype": "bfloat16",
     }
     config.patch = 2

@@ -38,11 +38,21 @@ PLANS = {
         )
         for stage in ("256", "512", "multitask", "1024")
     },
+    # A chip computes twice as fast as v5p's, and is sent weights half as fast: 8,192 tokens or more
+    # make up for that. With the paper's batch it has a quarter of them (`docs/scaling.md`). Where
+    # rows hold several prompts, T5's scores would take most of HBM's time: computed before.
     **{
         f"onediffusion-{stage}-v6e": Plan(
-            f"configs/onediffusion.py:stage={stage}", "v6e:8x8", settings=_DOTS
+            f"configs/onediffusion.py:stage={stage}",
+            "v6e:8x8",
+            settings=(*_DOTS, f"data.batch_rows={rows}", f"data.text_states={states}"),
         )
-        for stage in ("256", "512", "multitask", "1024")
+        for stage, rows, states in (
+            ("256", 512, "states"),
+            ("512", 512, ""),
+            ("multitask", 128, "states"),
+            ("1024", 256, ""),
+        )
     },
     # 16 views at 1024 pixels: 65,536 tokens over 16 chips. Attention is most of it, and `dots`
     # would compute it again.

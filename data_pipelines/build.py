@@ -46,8 +46,8 @@ from unidiff_jax.text import (
     load_tokenizer,
     train_tokenizer,
 )
-from unidiff_jax.train.workdir import latent_channels
-from unidiff_jax.types import Batch
+from unidiff_jax.train.workdir import sees_pixels, stored_channels
+from unidiff_jax.types import Batch, Kind
 
 TOKENIZER_RECORDS = 2000
 """Records whose texts train the miniature's tokenizer."""
@@ -145,6 +145,7 @@ def check_data(config: ConfigDict) -> TextStates | None:
     """
     _check_shards(config)
     _check_names(config)
+    _check_pixels(config)
     states = open_text_states(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
@@ -168,10 +169,11 @@ def check_data(config: ConfigDict) -> TextStates | None:
                     made = len(made_alone(task).frames)
                     tokens, frames = tokens * made // frames, made
                 _check_row(config, name, tokens=tokens, frames=frames)
-                if largest.channels != latent_channels(config):
+                if largest.channels != stored_channels(config):
                     raise ConfigError(
-                        f"autoencoder.latent_channels={latent_channels(config)}, but the latents "
-                        f"of task {name!r} have {largest.channels}"
+                        f"the records of task {name!r} have {largest.channels} channels, but "
+                        f"autoencoder.latent_channels={config.autoencoder.latent_channels} and "
+                        f"autoencoder.in_step={sees_pixels(config)} need {stored_channels(config)}"
                     )
             else:
                 drawn = isinstance(source, SubjectScenes)
@@ -188,6 +190,38 @@ def check_data(config: ConfigDict) -> TextStates | None:
                 f"a side; for example --set image_size={height}"
             )
     return states
+
+
+def _check_pixels(config: ConfigDict) -> None:
+    """Raises ConfigError where the autoencoder runs in the step on anything but equal pictures."""
+    if not sees_pixels(config):
+        return
+    if "sources" not in config.data:
+        raise ConfigError("autoencoder.in_step needs data.sources: pictures in records")
+    if config.data.encode.buckets:
+        raise ConfigError(
+            "autoencoder.in_step needs pictures of one size: --set data.encode.buckets=False"
+        )
+    for name, source in config.data.sources.items():
+        if source.task not in config.data.tasks:
+            continue
+        if source.size != config.image_size:
+            raise ConfigError(
+                f"autoencoder.in_step needs pictures of one size, but image_size="
+                f"{config.image_size}: --set data.sources.{name}.size={config.image_size}"
+            )
+        if any(frame.kind == Kind.RAY for frame in get_task(source.task).frames):
+            raise ConfigError(
+                f"autoencoder.in_step knows no camera frames; --set data.tasks.{source.task}"
+                ".weight=0 leaves them out"
+            )
+    places = (config.image_size // config.autoencoder.downscale // config.patch) ** 2
+    if config.data.row.tokens % places:
+        raise ConfigError(
+            f"autoencoder.in_step needs whole pictures in a row: data.row.tokens="
+            f"{config.data.row.tokens} is no multiple of their {places} tokens; for example "
+            f"--set data.row.tokens={-(-config.data.row.tokens // places) * places}"
+        )
 
 
 def _check_names(config: ConfigDict) -> None:
@@ -276,7 +310,11 @@ def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
 
 
 def make_autoencoder(config: ConfigDict) -> Autoencoder:
-    """The released one whose folder the config names, or the one without weights."""
+    """The released one whose folder the config names, or the one without weights, also where the
+    released one runs in the step.
+    """
+    if sees_pixels(config):
+        return SpaceToDepth(downscale=config.autoencoder.downscale)
     if "folder" in config.autoencoder:
         return LatentAutoencoder(config.autoencoder.folder, dtype=config.autoencoder.dtype)
     return SpaceToDepth(**config.autoencoder)

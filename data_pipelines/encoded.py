@@ -8,9 +8,10 @@
 A record is one example of one task as a safetensors blob: `mean.N` and `std.N`, float16 (rows,
 columns, channels), the posterior over the latents of frame N at the scale that the model sees. Ray
 frames have no `std`. Its texts and tags are JSON in the blob's metadata. Training draws latents
-from the posteriors in the step (`flow.draw_latents`), so that epochs differ. For guidance on
-channels a record may hold `region`, float16 (rows, columns), the share of each latent pixel that is
-to be made, and `features`, float32 (assets, width), of the reference objects.
+from the posteriors in the step (`flow.draw_latents`), so that epochs differ. Where the autoencoder
+runs in the step (`unidiff_jax.models.pixels`), `mean.N` are blocks of pixels without a `std`. For
+guidance on channels a record may hold `region`, float16 (rows, columns), the share of each latent
+pixel that is to be made, and `features`, float32 (assets, width), of the reference objects.
 """
 
 import dataclasses
@@ -113,10 +114,12 @@ class EncodedSource:
           EncodedError: a folder is missing, unfinished, of another task, or holds nothing.
         """
         places: list[tuple[AnyPath, str]] = []
+        self._holds_pixels = False
         for folder in folders:
             manifest = read_manifest(folder)
             if manifest["task"] != task.name:
                 raise EncodedError(f"{folder} holds task {manifest['task']!r}, not {task.name!r}")
+            self._holds_pixels |= "blocks_of_pixels" in manifest["autoencoder"]
             names = shards.shard_names(split, manifest["shards"][split])
             places += [(folder, name) for name in names]
         try:
@@ -141,14 +144,16 @@ class EncodedSource:
     def item(
         self, record: EncodedExample, task: Task, rng: np.random.Generator
     ) -> Mapping[str, Any]:
-        """Latents, their deviations, tags, what guides on channels, and texts; where a text is a
-        choice, one of them.
+        """Latents, their deviations (pixels have none), tags, what guides on channels, and texts;
+        where a text is a choice, one of them.
         """
         texts = {
             name: text if isinstance(text, str) else text[int(rng.integers(len(text)))]
             for name, text in record.texts.items()
         }
-        item = {"latents": record.means, "stds": record.stds, "tags": record.tags, **texts}
+        item = {"latents": record.means, "tags": record.tags, **texts}
+        if not self._holds_pixels:
+            item["stds"] = record.stds
         if task.region and record.region is not None:
             item[task.region] = record.region
         if record.features is not None:

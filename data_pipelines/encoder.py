@@ -5,8 +5,9 @@ frame covers the square in the middle of its picture. Frames that belong togethe
 placement (`geometry`): photographs with antialiasing, maps without. Reference objects are fitted
 whole, on white, and views of a scene or subject are cut to the size each on its own.
 
-The autoencoder runs on batches of one size, spread over this process's devices. For guidance on
-channels a record also holds the task's region and the features of its reference objects.
+The autoencoder runs on batches of one size, spread over this process's devices. Where it is to run
+in the train step, records hold blocks of pixels (`models.autoencoder.SpaceToDepth`). For guidance
+on channels a record also holds the task's region and the features of its reference objects.
 """
 
 import collections
@@ -30,6 +31,7 @@ from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, fit_mask
 from unidiff_jax.identity import IdentityEncoder
+from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.processes import first_alone, meet, own_pieces
 from unidiff_jax.sample.buckets import nearest_bucket
@@ -128,7 +130,7 @@ def encode_dataset(
     source: RawSource,
     *,
     task: Task,
-    autoencoder: LatentAutoencoder,
+    autoencoder: LatentAutoencoder | SpaceToDepth,
     folder: AnyPath,
     settings: EncodeSettings,
     origin: Mapping[str, Any],
@@ -254,7 +256,7 @@ def _encode_shard(
     indices: np.ndarray,
     source: RawSource,
     task: Task,
-    autoencoder: LatentAutoencoder,
+    autoencoder: LatentAutoencoder | SpaceToDepth,
     settings: EncodeSettings,
     batch: int,
     guides: Guides,
@@ -408,7 +410,7 @@ def _rays_of(value: Any, *, size: int, channels: int) -> Any:
 
 
 def encode_examples(
-    prepared: Sequence[_Prepared], *, autoencoder: LatentAutoencoder, width: int
+    prepared: Sequence[_Prepared], *, autoencoder: LatentAutoencoder | SpaceToDepth, width: int
 ) -> Iterator[EncodedExample]:
     """Runs the autoencoder on batches of `width` pictures of one size, and puts examples together.
 

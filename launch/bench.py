@@ -54,7 +54,7 @@ from unidiff_jax.train.state import (
     create_state,
     join,
 )
-from unidiff_jax.train.workdir import model_configs
+from unidiff_jax.train.workdir import model_configs, pixel_config
 from unidiff_jax.types import Batch
 
 PARTS = ("step", "packing", "data", "loop", "render", "sample")
@@ -155,7 +155,8 @@ def time_steps(bench: Bench) -> Numbers:
         times.append(time.perf_counter() - start)
     times = np.asarray(times[warm_up:])
     median = float(np.median(times))
-    operations = train_flops(*bench.model_configs, bench.batches[0])
+    pixels = pixel_config(bench.config)
+    operations = train_flops(*bench.model_configs, bench.batches[0], pixels=pixels)
     examples = float(np.mean([count_examples(batch) for batch in bench.batches]))
     tokens = float(np.mean([np.sum(np.asarray(batch.frame) > 0) for batch in bench.batches]))
     peak, chip = matmul_peak(), attached_chip()

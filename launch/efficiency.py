@@ -10,6 +10,7 @@ from launch import hlo
 from launch.chips import GIB
 from unidiff_jax.train.offload import HOST
 from unidiff_jax.train.state import TrainState
+from unidiff_jax.train.workdir import sees_pixels
 
 Numbers = dict[str, Any]
 
@@ -20,6 +21,7 @@ def efficiency(
     program: dict[str, list[hlo.Instruction]],
     *,
     host_bytes: int,
+    autoencoder_flops: int = 0,
 ) -> dict[str, Numbers]:
     """Each option by its key: its value, and numbers of one device.
 
@@ -28,6 +30,7 @@ def efficiency(
       state: shapes with their shardings.
       program: the parsed train step.
       host_bytes: what the compiled step keeps in host memory.
+      autoencoder_flops: operations of the autoencoder on all devices, where it runs in the step.
     """
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     wide = sum(_count(leaf) * 4 for leaf in moments)
@@ -56,12 +59,13 @@ def efficiency(
                 [leaf for leaf in moments if leaf.sharding.memory_kind == HOST]
             ),
         },
+        "autoencoder.in_step": {"value": sees_pixels(config), "operations": autoencoder_flops},
     }
 
 
 def efficiency_report(options: dict[str, Numbers]) -> str:
     """A line an option."""
-    passes, quantized, moments, memory = options.values()
+    passes, quantized, moments, memory, pixels = options.values()
     said = {
         "train.num_microbatches": "the batch in one pass"
         if passes["value"] == 1
@@ -78,6 +82,10 @@ def efficiency_report(options: dict[str, Numbers]) -> str:
         if not memory["host_bytes"]
         else f"host memory takes {_gib(memory['host_bytes'])} by the compiled step; "
         f"{_gib(memory['saved_bytes'])} of moments leave the device between steps",
+        "autoencoder.in_step": f"the autoencoder takes {pixels['operations'] / 1e12:.1f} TFLOP of "
+        "all devices"
+        if pixels["value"]
+        else "latents come encoded",
     }
     return "\n".join(f"{key}={options[key]['value']}: {text}" for key, text in said.items())
 

@@ -1,4 +1,5 @@
-"""Turns a config's raw data sets into latents of its autoencoder, once, for training.
+"""Turns a config's raw data sets into latents of its autoencoder, once, for training; or into
+pictures of one size, where the autoencoder runs in the train step (`autoencoder.in_step`).
 
     python -m launch.encode --config configs/onediffusion.py:stage=finetune,weights=FOLDER \\
         --set data.sources.edit.path=/data/edits/*.parquet
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.build import make_identity
+from data_pipelines.build import make_autoencoder, make_identity
 from data_pipelines.encoder import EncodeSettings, Guides, encode_dataset, own_samples
 from data_pipelines.sources.make import make_source
 from launch import command
@@ -26,7 +27,6 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import weights_digest
 from unidiff_jax.paths import as_path
 from unidiff_jax.processes import join_job
-from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import Task, get_task
 
 
@@ -58,7 +58,7 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
             raise ConfigError(
                 f"no data set {name!r}; data.sources has {', '.join(config.data.sources)}"
             )
-    autoencoder = LatentAutoencoder(config.autoencoder.folder, dtype=config.autoencoder.dtype)
+    autoencoder = make_autoencoder(config)
     guides = make_guides(config)
     shared = config.data.encode.to_dict()
     batch = shared.pop("batch")

@@ -10,16 +10,20 @@
 
 Needs the compiler (./launch/environment.sh tpu, or cuda) and no TPU, GPU or driver. `train` is the
 train step with its state: memory, collectives, and the roofline (`launch.roofline`). `sample` is
-OneDiffusionPipeline on one chip or, with mesh=tensor in the config's argument, several: text
-states, the whole loop of one picture, decoding. `--sweep` compiles the train step for several
-meshes, remat policies and numbers of rows, and prints a table; a compilation takes a minute or two.
+what samples the config's model: OneDiffusionPipeline on one chip or, with mesh=tensor in the
+config's argument, several (text states, the whole loop of one result, decoding), and for models
+that the released layout cannot say `Pipeline` (the loop of a row a chip, decoding). `--sweep`
+compiles the train step for several meshes, remat policies and numbers of rows, and prints a table;
+a compilation takes a minute or two.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -39,32 +43,28 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs.meshes import PRESETS, get_mesh
-from configs.plans import PLANS
+from configs.plans import PLANS, Plan
 from launch import command, gpus, hlo
 from launch.chips import CHIPS, GIB, parse_topology
 from launch.efficiency import bytes_a_device, efficiency, efficiency_report
 from launch.roofline import attention_kernels, train_roofline
+from unidiff_jax import flow
 from unidiff_jax.config import ConfigError, load_config, to_dict
 from unidiff_jax.export.mapping import flatten
-from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
+from unidiff_jax.flops import autoencoder_flops
+from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
 from unidiff_jax.models.text_encoder import make_text_encoder, text_config
-from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
+from unidiff_jax.models.vae import SD3_VAE, AutoencoderKL
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
+from unidiff_jax.sample.guidance import Guidance
+from unidiff_jax.sample.pipeline import sample_tokens
+from unidiff_jax.text import END
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
-from unidiff_jax.train.workdir import model_configs
-
-RELEASED_VAE = VAEConfig(
-    latent_channels=16,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-    dtype="bfloat16",
-)
-"""The autoencoder of Stable Diffusion 3, which OneDiffusion uses."""
+from unidiff_jax.train.state import ModelParts
+from unidiff_jax.train.workdir import model_configs, model_parts, on_latents, pixel_config
 
 HALF = 0.5
 """Of the bound: what a well-tuned trainer reaches."""
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     values = flags.FLAGS
     if values.named:
-        _write(values.json, plan_named(values.named))
+        plan_named(values.named, path=values.json)
         return
     config = command.config_from_flags()
     topology = load_topology(values.topology, num_slices=values.num_slices)
@@ -143,8 +143,12 @@ def _write(path: str | None, result: Numbers) -> None:
         pathlib.Path(path).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
 
 
-def plan_named(name: str) -> Numbers:
+def plan_named(name: str, *, path: str | None = None) -> Numbers:
     """Plans by the names of `configs/plans.py`; prints a row each.
+
+    Args:
+      name: one, or `all`.
+      path: JSON file, written after each plan; what it holds already is not compiled again.
 
     Raises:
       ConfigError: an unknown name.
@@ -152,17 +156,30 @@ def plan_named(name: str) -> Numbers:
     if name != "all" and name not in PLANS:
         raise ConfigError(f"--named={name!r} is unknown; all, or one of {', '.join(PLANS)}")
     chosen = PLANS if name == "all" else {name: PLANS[name]}
-    results = {}
+    done = path and pathlib.Path(path).exists()
+    results = json.loads(pathlib.Path(path).read_text()) if done else {}
     tqdm.write(f"{'plan':<26} {'chips':>5} {'GiB':>6} {'ms':>7} {'MFU bound':>10}  limit")
     for key, plan in tqdm(chosen.items(), desc="plans", unit="plan"):
-        config = load_config(plan.config, overrides=plan.settings)
-        topology = load_topology(plan.topology, num_slices=plan.num_slices)
-        found = results[key] = plan_train(config, topology)
-        tqdm.write(
-            f"{key:<26} {found['chips']:>5} {found['peak_bytes'] / GIB:>6.1f} "
-            f"{1e3 * found['seconds']['step']:>7.1f} {found['mfu_bound']:>10.1%}  {found['limit']}"
-        )
+        if key not in results:
+            config = load_config(plan.config, overrides=plan.settings)
+            topology = load_topology(plan.topology, num_slices=plan.num_slices)
+            results[key] = plan_train(config, topology)
+            _write(path, results)
+        tqdm.write(_row(key, results[key], plan=plan))
     return results
+
+
+def _row(name: str, found: Numbers, *, plan: Plan) -> str:
+    faults = [
+        "" if found["fits"] else "does NOT fit",
+        "gathers tokens" if found["gathered_tokens"] else "",
+        f"below {plan.min_bound:.0%}" if found["mfu_bound"] < plan.min_bound else "",
+    ]
+    return (
+        f"{name:<26} {found['chips']:>5} {found['peak_bytes'] / GIB:>6.1f} "
+        f"{1e3 * found['seconds']['step']:>7.1f} {found['mfu_bound']:>10.1%}  {found['limit']}"
+        + "".join(f", {fault}" for fault in faults if fault)
+    )
 
 
 def load_topology(name: str, *, num_slices: int = 1) -> Topology:
@@ -232,6 +249,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     parsed = hlo.parse(step.text)
     found = hlo.collectives(parsed)
     dit, text = model_configs(config)
+    pixels = pixel_config(config)
     examples = config.data.row.segments - 1
     kernels = attention_kernels(dit, is_gpu=chip.is_gpu)
     roof = train_roofline(
@@ -240,6 +258,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
         batch,
         trains_text=any(k.startswith("text_encoder") for k in flatten(program.shardings.params)),
         examples=examples,
+        pixels=pixels,
         attention=kernels,
         found=found,
         traffic=hlo.hbm_bytes(parsed),
@@ -262,7 +281,13 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
         "tokens_per_chip": config.data.batch_rows * config.data.row.tokens // chips,
         "remat": dit.remat,
         "attention": kernels,
-        "options": efficiency(config, state, parsed, host_bytes=step.host),
+        "options": efficiency(
+            config,
+            state,
+            parsed,
+            host_bytes=step.host,
+            autoencoder_flops=autoencoder_flops(pixels, batch) if pixels else 0,
+        ),
         "devices_per_chip": chip.devices,
         "hbm_limit_bytes": limit,
         "peak_bytes": peak,
@@ -274,6 +299,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
             | {"sent_bytes": int(c.sent), "source": c.source}
             for c in sorted(found, key=lambda c: -c.sent)[:20]
         ],
+        "gathered_tokens": gathered_tokens(found, config, parameters=program.model.shapes),
         "flops": {"needed": roof.needed, "again": roof.again, "kernel": roof.kernel},
         "seconds": {
             "compute": roof.compute,
@@ -293,6 +319,26 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
             path: str(place.spec) for path, place in flatten(program.shardings.params).items()
         },
     }
+
+
+def gathered_tokens(
+    found: list[hlo.Collective], config: ConfigDict, *, parameters: Any
+) -> list[str]:
+    """All-gathers of the tokens of a row with all that the model knows of them: a plan has none.
+
+    Keys and values of all tokens are gathered on purpose, where `seq` cuts a row, and weights are.
+    """
+    tokens = {config.data.row.tokens, config.data.row.text}
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(parameters)]
+    weights = {tuple(sorted(s)) for shape in shapes for s in (shape, shape[1:])}
+    faults = []
+    for c in found:
+        for dims in re.findall(r"\[([\d,]+)\]", c.shape) if c.kind == "all-gather" else ():
+            sides = sorted(map(int, dims.split(",")))
+            is_weight = tuple(side for side in sides if side > 1) in weights
+            if tokens.intersection(sides) and config.model.hidden_dim in sides and not is_weight:
+                faults.append(f"{c.shape} {c.source}")
+    return faults
 
 
 def collective_table(found: list[hlo.Collective]) -> Numbers:
@@ -400,29 +446,108 @@ def usable_meshes(topology: Topology) -> Iterator[str]:
 
 
 def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: int) -> Numbers:
-    """One result of OneDiffusionPipeline with guidance, in bfloat16."""
+    """Compiles what samples the model with guidance, and the decoder of one result.
+
+    `OneDiffusionPipeline` in bfloat16 makes one result; `Pipeline` makes rows, with the averages in
+    float32 as a run has them.
+    """
     mesh = make_mesh(config.mesh.axes, devices=topology.devices)
     dit, _ = model_configs(config)
-    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
-    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
-    networks = {
-        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
-        "denoise": abstract_dit(dit),
-        "decode": abstract(lambda rngs: AutoencoderKL(RELEASED_VAE, rngs=rngs)),
-    }
+    is_released = dit.fusion == "cross"
+    networks = _released_networks(config) if is_released else {}
+    networks["decode"] = abstract(lambda rngs: AutoencoderKL(SD3_VAE, rngs=rngs))
     params = {
         name: _parameters(network, config, mesh, dtype=jnp.bfloat16)
         for name, network in networks.items()
     }
-    whole = replicated(mesh)
-
-    def array(shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-
     side = size // config.autoencoder.downscale
-    grid = (frames, side // config.patch, side // config.patch)
+    if is_released:
+        grid = (frames, side // config.patch, side // config.patch)
+        programs = _released_sampler(config, networks, params, mesh=mesh, grid=grid)
+        parameters = _count(networks["denoise"].shapes)
+    else:
+        model = model_parts(on_latents(config))
+        params["sample"] = _parameters(model, config, mesh, dtype=jnp.float32)
+        programs = {"sample": _run_sampler(config, model, params["sample"], mesh=mesh)}
+        parameters = _count(model.shapes["dit"])
+    programs["decode"] = compile_for(
+        encoders.vae_decode,
+        params["decode"],
+        _whole((frames, side, side, SD3_VAE.latent_channels), mesh=mesh),
+        graphdef=networks["decode"].graphdef,
+    )
+    weights = {name: bytes_a_device(tree) for name, tree in params.items()}
+    # weights of the other programs stay on the chip too; a program's own are in its arguments
+    peak = max(
+        p.arguments + p.temporaries + sum(weights.values()) - weights[name]
+        for name, p in programs.items()
+    )
+    chip = CHIPS[topology.kind]
+    limit = int(chip.memory / chip.devices)
+    return {
+        "topology": topology.name,
+        "num_slices": topology.num_slices,
+        "chips": len(topology.devices) // chip.devices,
+        "devices_per_chip": chip.devices,
+        "program": "sample",
+        "parameters": parameters,
+        "hbm_limit_bytes": limit,
+        "peak_bytes": int(peak),
+        "fits": bool(peak <= limit),
+        "programs": {name: p.numbers() for name, p in programs.items()},
+    }
+
+
+def _run_sampler(config: ConfigDict, model: ModelParts, params: Any, *, mesh: Mesh) -> Compiled:
+    """The sampler of `Pipeline` on a row for each chip that rows lie over."""
+    config = on_latents(config).copy_and_resolve_references()
+    config.data.batch_rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    sample = functools.partial(
+        sample_tokens,
+        graphdef=model.graphdef,
+        flow_config=flow.FlowConfig(**config.flow),
+        empty_text=(END,),
+        shift=config.data.shift,
+        num_steps=config.sample.num_steps,
+        solver=config.sample.solver,
+        guidance=Guidance(
+            text=config.sample.guidance, image=config.sample.get("image_guidance", 1.0)
+        ),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return compile_for(
+        jax.jit(on_mesh(sample, mesh, rules=config.mesh.rules), out_shardings=replicated(mesh)),
+        params,
+        batch_shapes(config, sharding=batch_sharding(mesh)),
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)),
+    )
+
+
+def _released_networks(config: ConfigDict) -> dict[str, Abstract]:
+    """Text encoder and denoiser in bfloat16."""
+    dit, _ = model_configs(config)
+    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
+    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
+    return {
+        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
+        "denoise": abstract_dit(dit),
+    }
+
+
+def _released_sampler(
+    config: ConfigDict,
+    networks: dict[str, Abstract],
+    params: dict[str, Any],
+    *,
+    mesh: Mesh,
+    grid: tuple[int, int, int],
+) -> dict[str, Compiled]:
+    """The programs of `OneDiffusionPipeline`; `grid` is (frames, rows, columns) in patches."""
+    dit, _ = model_configs(config)
+    dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
+    array = functools.partial(_whole, mesh=mesh)
     length = config.max_text
-    programs = {
+    return {
         "text": compile_for(
             encoders.encode_text,
             params["text"],
@@ -441,38 +566,18 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
             array(()),
             config=dit,
             grid=grid,
-            made=(1,) * frames,
+            made=(1,) * grid[0],
         ),
-        "decode": compile_for(
-            encoders.vae_decode,
-            params["decode"],
-            array((frames, side, side, RELEASED_VAE.latent_channels)),
-            graphdef=networks["decode"].graphdef,
-        ),
-    }
-    weights = {name: bytes_a_device(tree) for name, tree in params.items()}
-    # weights of the other programs stay on the chip too; a program's own are in its arguments
-    peak = max(
-        p.arguments + p.temporaries + sum(weights.values()) - weights[name]
-        for name, p in programs.items()
-    )
-    chip = CHIPS[topology.kind]
-    limit = int(chip.memory / chip.devices)
-    return {
-        "topology": topology.name,
-        "num_slices": topology.num_slices,
-        "chips": len(topology.devices) // chip.devices,
-        "devices_per_chip": chip.devices,
-        "program": "sample",
-        "parameters": _count(networks["denoise"].shapes),
-        "hbm_limit_bytes": limit,
-        "peak_bytes": int(peak),
-        "fits": bool(peak <= limit),
-        "programs": {name: p.numbers() for name, p in programs.items()},
     }
 
 
-def _parameters(network: Abstract, config: ConfigDict, mesh: Mesh, *, dtype: Any) -> Any:
+def _whole(shape: tuple[int, ...], dtype: Any = jnp.float32, *, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+
+def _parameters(
+    network: Abstract | ModelParts, config: ConfigDict, mesh: Mesh, *, dtype: Any
+) -> Any:
     places = parameter_shardings(network.shapes, network.axes, rules=config.mesh.rules, mesh=mesh)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),

@@ -17,12 +17,13 @@ from launch.chips import Chip, bandwidth
 from launch.hlo import Collective
 from unidiff_jax.flops import Product, products
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.pixels import PixelConfig
 from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.ops.splash import BLOCK, LANES, block_size
 from unidiff_jax.types import Batch
 
 ONCE = ("patch_embed", "sigma_embed", "text_pool", "text_embed", "text_spread", "out", "text_in")
-ONCE += ("role_embed", "name_embed", "frames", "text.")
+ONCE += ("role_embed", "name_embed", "frames", "text.", "autoencoder")
 """Beginnings of the names of products outside the denoiser's blocks."""
 
 
@@ -63,6 +64,7 @@ def train_roofline(
     *,
     trains_text: bool,
     examples: int,
+    pixels: PixelConfig | None,
     attention: Mapping[str, str],
     found: list[Collective],
     traffic: int,
@@ -78,6 +80,7 @@ def train_roofline(
       batch: shapes of the whole batch.
       trains_text: whether the text encoder is trained too.
       examples: equal examples in a row.
+      pixels: the autoencoder, where it runs in the step.
       attention: see `attention_kernels`.
       found: collectives of the compiled program.
       traffic: bytes that a device moves to and from HBM.
@@ -85,7 +88,7 @@ def train_roofline(
       chip: what they are.
       sides: of a slice.
     """
-    every = products(dit, text, batch, trains_text=trains_text, examples=examples)
+    every = products(dit, text, batch, trains_text=trains_text, examples=examples, pixels=pixels)
     needed = sum(p.forward + p.backward for p in every)
     blocks = [p for p in every if not p.name.startswith(ONCE)]
     scores = [p for p in blocks if _is_attention(p)]
@@ -119,7 +122,7 @@ def _is_attention(product: Product) -> bool:
 
 def attention_kernels(dit: DiTConfig, *, is_gpu: bool) -> dict[str, str]:
     """The kernel of `ops.attention` that computes each attention product, by its name."""
-    names = ("attention",) if dit.fusion == "joint" else ("attention.image", "attention.text")
+    names = ("attention.image", "attention.text") if dit.fusion == "cross" else ("attention",)
     if dit.attention != "auto":
         return dict.fromkeys(names, dit.attention)
     if not is_gpu:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.pixels import PixelConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.text import MAX_NAMES
@@ -65,7 +66,13 @@ def train_flops(dit: DiTConfig, text: TextConfig, batch: Batch, **settings: Any)
 
 
 def products(
-    dit: DiTConfig, text: TextConfig, batch: Batch, *, trains_text: bool = True, examples: int = 1
+    dit: DiTConfig,
+    text: TextConfig,
+    batch: Batch,
+    *,
+    trains_text: bool = True,
+    examples: int = 1,
+    pixels: PixelConfig | None = None,
 ) -> list[Product]:
     """Every matrix product of the model.
 
@@ -75,13 +82,43 @@ def products(
       batch: arrays or shapes of the whole batch, with one noise level a frame.
       trains_text: whether the text encoder is trained too.
       examples: equal examples in a row, whose attention alone counts; 1 is the whole row.
+      pixels: the autoencoder, where it runs in the step.
     """
     encodes = batch.text_states is None
     trains_text = trains_text and encodes
     return [
         *(_encoder(text, batch, trains_text) if encodes else ()),
         *_denoiser(dit, batch, trains_text, examples),
+        *([Product("autoencoder", autoencoder_flops(pixels, batch) // 2, 0)] if pixels else ()),
     ]
+
+
+def autoencoder_flops(config: PixelConfig, batch: Batch) -> int:
+    """Operations of the encoder on a batch's pictures (`models.vae.Encoder`); a convolution is a
+    product for each of its places.
+    """
+    vae = config.vae
+    width, moments = vae.block_out_channels[0], 2 * vae.latent_channels
+    places = config.size**2
+    size = places * 9 * vae.in_channels * width
+    for number, out in enumerate(vae.block_out_channels):
+        for block in range(vae.layers_per_block):
+            size += places * _residual_block(width if block == 0 else out, out)
+        if number < len(vae.block_out_channels) - 1:
+            places //= 4
+            size += places * 9 * out * out
+        width = out
+    size += places * (2 * _residual_block(width, width) + 9 * width * moments)
+    if vae.mid_block_add_attention:
+        size += places * (4 * width * width + 2 * places * width)
+    if vae.use_quant_conv:
+        size += places * moments * moments
+    pictures = batch.tokens.shape[0] * batch.tokens.shape[1] // config.side**2
+    return 2 * size * pictures * (1 if batch.visual is None else 2)
+
+
+def _residual_block(width: int, out: int) -> int:
+    return 9 * width * out + 9 * out * out + (width * out if width != out else 0)
 
 
 def _encoder(config: TextConfig, batch: Batch, trained: bool) -> Iterable[Product]:
@@ -106,7 +143,7 @@ def _encoder_sizes(config: TextConfig) -> list[tuple[int, int, int, int]]:
 
 
 def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> Iterable[Product]:
-    b, t, p = batch.tokens.shape
+    (b, t, _), p = batch.tokens.shape, c.patch_dim
     s, g, u = batch.text_segment.shape[1], batch.task.shape[1], batch.segment.shape[1]
     d, m, e, layers = c.hidden_dim, c.condition_dim, c.text_dim, c.depth
     kv = c.num_kv_heads * c.head_dim

@@ -1,9 +1,12 @@
 """OneDiffusion's recipe end to end at tiny size: encode, train, resume, export, sample."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 import tiny_clip
+from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -21,8 +24,11 @@ from unidiff_jax.export.run import export_run
 from unidiff_jax.models.clip import CLIPTextConfig
 from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.train.checkpoint import Checkpoints
+from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
+from unidiff_jax.train.program import make_program
+from unidiff_jax.train.state import initial_params, join
 from unidiff_jax.train.workdir import model_parts
 
 SHORT = (
@@ -113,6 +119,66 @@ def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_
     trained = config("stage=finetune", f"data.text_states={folder}", "train.trainable=.*")
     with pytest.raises(ConfigError, match="trains the text encoder"):
         train(trained, tmp_path)
+
+
+def test_the_autoencoder_in_the_step_gives_the_latents_that_were_encoded_before(
+    config, finetuned, tmp_path
+):
+    settings = ("autoencoder.in_step=True", f"data.row.tokens={16 * 8}", "data.tasks.edit.weight=1")
+    before = config("stage=finetune", *settings[1:])
+    inside = config("stage=finetune", *settings).unlock()
+    inside.data.folder = str(tmp_path / "pictures")
+    encode(inside.lock())
+
+    model = model_parts(inside)
+    program = make_program(inside)
+    params = load_released(
+        inside, model, shardings=join(program.shardings.params, program.shardings.frozen)
+    )
+    params = initial_params(
+        model,
+        seed=0,
+        shardings=join(program.shardings.params, program.shardings.frozen),
+        released=params,
+    )
+    tokenizer = build.make_tokenizer(inside, finetuned[0] / "tokenizer")
+    (pixels, *_), (latents, *_) = (
+        build.heldout_batches(c, tokenizer, num_items=4) for c in (inside, before)
+    )
+    assert pixels.token_std is None and pixels.tokens.shape[-1] == 12 * latents.tokens.shape[-1]
+    found = jax.jit(lambda p, b: nnx.merge(model.graphdef, p).encode_pixels(b))(params, pixels)
+    there = np.asarray(latents.token_segment) > 0
+    assert there.any() and not there.all()
+    for name in ("tokens", "token_std"):
+        expected = getattr(latents, name)[there]
+        # records hold 16 bits of a latent
+        error = np.abs(np.asarray(getattr(found, name))[there] - expected).max()
+        assert error < 2e-3 * np.abs(expected).max(), (name, error)
+
+    state = train(inside, tmp_path / "run")
+    assert {path.split("/")[0] for path in leaves(state.frozen)} == {"autoencoder", "text_encoder"}
+    again, expected = (
+        [row["train/loss"] for row in read_metrics(path / "metrics.jsonl") if "train/loss" in row]
+        for path in (tmp_path / "run", tmp_path / "encoded")
+        if path.exists() or train(before, path)
+    )
+    np.testing.assert_allclose(again, expected, rtol=2e-3)
+    assert np.asarray(Image.open(tmp_path / "run/samples/step_00000006.png")).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.encode.buckets=True", "data.encode.buckets=False"),
+        ("data.sources.edit.size=32", "data.sources.edit.size=64"),
+        ("data.row.tokens=100", "data.row.tokens=112"),
+        ("train.trainable=.*", "train.trainable=dit/"),
+    ],
+)
+def test_the_autoencoder_in_the_step_needs_equal_pictures(config, tmp_path, setting, message):
+    chosen = config("stage=finetune", "autoencoder.in_step=True", "data.row.tokens=128", setting)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(chosen, tmp_path / "run")
 
 
 def test_states_are_those_of_the_prompt(config, released, tmp_path):

@@ -32,12 +32,18 @@ def needs_compiler():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "topology", "chips"), [("train", "v5e:2x2", 4), ("sample", "v5e:1x1", 1)]
+    ("config", "program", "topology", "chips"),
+    [
+        (TINY, "train", "v5e:2x2", 4),
+        (TINY, "sample", "v5e:1x1", 1),
+        ("configs/unireal.py:tiny", "sample", "v5e:2x2", 4),
+        ("configs/univg.py:tiny", "sample", "v5e:1x1", 1),
+    ],
 )
-def test_tiny_programs_fit(needs_compiler, tmp_path, program, topology, chips):
+def test_tiny_programs_fit(needs_compiler, tmp_path, config, program, topology, chips):
     path = tmp_path / "plan.json"
     status, text = plan(
-        *("--config", TINY, "--program", program, "--topology", topology, "--json", str(path))
+        *("--config", config, "--program", program, "--topology", topology, "--json", str(path))
     )
     assert status == 0, text
     assert f"{topology}: fits" in text

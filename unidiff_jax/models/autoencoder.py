@@ -5,7 +5,7 @@ the host. Released ones with weights are `sample.encoders.LatentAutoencoder`.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxtyping import Float
 
@@ -52,3 +52,15 @@ class SpaceToDepth:
         d = self.downscale
         x = latents.reshape(*lead, height, width, d, d, 3).swapaxes(-4, -3)
         return x.reshape(*lead, height * d, width * d, 3)
+
+    def posterior(
+        self, rgb: Float[AnyArray, "... h w 3"]
+    ) -> tuple[Float[AnyArray, "... y x c"], Float[AnyArray, "... y x c"]]:
+        """Mean and standard deviation: the blocks, and zeros."""
+        mean = self.encode(rgb)
+        return mean, 0.0 * mean
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the latents of a picture, for manifests."""
+        return {"blocks_of_pixels": self.downscale}

@@ -86,6 +86,19 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+SD3_VAE = VAEConfig(
+    latent_channels=16,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+    scaling_factor=1.5305,
+    shift_factor=0.0609,
+    dtype="bfloat16",
+)
+"""The autoencoder of Stable Diffusion 3, which OneDiffusion uses; for plans, without weights."""
+
+
 class Posterior(NamedTuple):
     """A diagonal Gaussian over latents (b, rows, columns, c)."""
 
@@ -96,19 +109,15 @@ class Posterior(NamedTuple):
         return self.mean + self.std * noise
 
 
-class AutoencoderKL(nnx.Module):
-    """Pictures to posteriors over latents, and latents to pictures."""
+class PosteriorEncoder(nnx.Module):
+    """Pictures to posteriors over latents: the half of the autoencoder that training needs."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        c = config
-        self.config = c
-        self.encoder = Encoder(c, rngs=rngs)
-        self.decoder = Decoder(c, rngs=rngs)
-        moments = 2 * c.latent_channels
-        if c.use_quant_conv:
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        moments = 2 * config.latent_channels
+        if config.use_quant_conv:
             self.quant_conv = Conv(moments, moments, kernel=1, rngs=rngs)
-        if c.use_post_quant_conv:
-            self.post_quant_conv = Conv(c.latent_channels, c.latent_channels, kernel=1, rngs=rngs)
 
     def encode(self, pictures: Float[Array, "b h w 3"]) -> Posterior:
         """Posterior of each picture, float32; height and width divide by `downscale`."""
@@ -117,6 +126,17 @@ class AutoencoderKL(nnx.Module):
             x = self.quant_conv(x)
         mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, *LOGVAR_BOUNDS)))
+
+
+class AutoencoderKL(PosteriorEncoder):
+    """Pictures to posteriors over latents, and latents to pictures."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        c = config.latent_channels
+        self.decoder = Decoder(config, rngs=rngs)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = Conv(c, c, kernel=1, rngs=rngs)
 
     def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
         """Pictures, about [-1, 1] and not clipped, float32."""

@@ -30,7 +30,7 @@ from unidiff_jax.text import Tokenizer, load_tokenizer
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
-from unidiff_jax.train.workdir import load_workdir_config, model_parts
+from unidiff_jax.train.workdir import load_workdir_config, model_parts, on_latents
 from unidiff_jax.types import Batch, Kind, Params, Role, take_rows
 
 NONE = Guidance()
@@ -138,7 +138,7 @@ class Pipeline:
           FileNotFoundError: no run or no such checkpoint in the folder.
         """
         workdir = as_path(workdir)
-        config = config or load_workdir_config(workdir)
+        config = on_latents(config or load_workdir_config(workdir))
         mesh = mesh or make_mesh(config.mesh.axes)
         model = model_parts(config)
         shardings = parameter_shardings(

@@ -1,5 +1,8 @@
 """Pictures as training goes on: fixed held-out items of each task, from the averaged weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -8,11 +11,12 @@ from PIL import Image
 
 from data_pipelines.build import heldout_items
 from unidiff_jax.evals.pictures import grid
+from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.images import to_picture
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.text import Tokenizer
-from unidiff_jax.train.state import ModelParts
+from unidiff_jax.train.workdir import model_parts, on_latents, sees_pixels
 from unidiff_jax.types import Params
 
 
@@ -23,28 +27,40 @@ class Previews:
         self,
         config: ConfigDict,
         *,
-        model: ModelParts,
         tokenizer: Tokenizer,
         mesh: Mesh,
         workdir: AnyPath,
         items_per_task: int = 2,
     ):
         """Picks the items; writes grids to `workdir/samples`."""
-        self._pipeline = Pipeline(config, model=model, params={}, tokenizer=tokenizer, mesh=mesh)
+        seen = on_latents(config)
+        model = model_parts(seen)
+        self._parts = tuple(model.shapes)
+        self._pipeline = Pipeline(seen, model=model, params={}, tokenizer=tokenizer, mesh=mesh)
         self._size = config.image_size
         self._folder = as_path(workdir) / "samples"
+        blocks = SpaceToDepth(downscale=config.autoencoder.downscale)
+
+        def to_latents(item: Mapping[str, Any]) -> Mapping[str, Any]:
+            if not sees_pixels(config):
+                return item
+            encode = self._pipeline.maker.autoencoder.encode
+            return {**item, "latents": [encode(blocks.decode(x)) for x in item["latents"]]}
+
         self._items = [
             (
                 mix.task,
                 item,
-                self._pipeline.maker.example(mix.task, item, example_id=identity, cut=True),
+                self._pipeline.maker.example(
+                    mix.task, to_latents(item), example_id=identity, cut=True
+                ),
             )
             for mix, identity, item in heldout_items(config, num_items=items_per_task)
         ]
 
     def draw(self, params: Params, *, step: int) -> Image.Image:
         """Samples all items and writes `step_00000100.png`."""
-        self._pipeline.params = params
+        self._pipeline.params = {name: params[name] for name in self._parts}
         made = self._pipeline.generate([(t, e) for t, _, e in self._items], seeds=[0])
         rows, captions = [], []
         for (task, item, example), seeds in zip(self._items, made, strict=True):

@@ -13,8 +13,10 @@ from unidiff_jax.export.mapping import (
     dit_table,
     flatten,
     from_official,
+    modern_vae_names,
     nest,
     unified_table,
+    vae_table,
 )
 from unidiff_jax.export.unified import is_unified, unified_dit
 from unidiff_jax.models.clip import CLIPTextConfig, CLIPTowersConfig
@@ -26,7 +28,7 @@ from unidiff_jax.sample.denoiser import NextDiTConfig
 from unidiff_jax.sample.encoders import Part, released_text_config, text_parts
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.state import ModelParts, join
-from unidiff_jax.train.workdir import load_workdir_config, model_configs
+from unidiff_jax.train.workdir import load_workdir_config, model_configs, sees_pixels
 from unidiff_jax.types import Params
 
 _FREE = {"attention", "context", "dtype", "modulation", "quantized", "remat", "scan_layers"}
@@ -99,6 +101,9 @@ def load_released(
     if config.init.text_encoder:
         found = text_parts(config.init.text_encoder, text)
         parts += [part._replace(keys=("text_encoder", *part.keys)) for part in found]
+    if sees_pixels(config):
+        table = vae_table(model.shapes["autoencoder"])
+        parts.append(Part(("autoencoder",), config.autoencoder.folder, table))
     frozen = flatten(model.split(model.shapes)[1])
     run = config.init.get("run")
     result: Params = {}
@@ -108,6 +113,10 @@ def load_released(
         )
     for part in parts:
         tensors, above = open_tensors(part.folder), "/".join(part.keys)
+        if above == "autoencoder":
+            names = tuple(f"{name}." for name in model.shapes[above])
+            tensors = modern_vae_names(tensors)
+            tensors = {k: v for k, v in tensors.items() if k.startswith(names)}
         for is_frozen in (False, True) if trained and not run else (True,):
             read = from_official(
                 tensors,

@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         loader.set_state(restored.loader)
         logging.info("continuing at step %d", first_step)
     writer = MetricWriter(workdir, first_step=first_step)
-    previews = Previews(config, model=model, tokenizer=tokenizer, mesh=mesh, workdir=workdir)
+    previews = Previews(config, tokenizer=tokenizer, mesh=mesh, workdir=workdir)
     schedule = make_schedule(OptimConfig(**config.optim), num_steps=num_steps)
 
     # --------------------------------------------------------------------------------------- loop

@@ -21,7 +21,7 @@ from unidiff_jax.train.offload import moments_on_host, with_moments_on_device
 from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import ModelParts, TrainState, join, state_shardings
 from unidiff_jax.train.step import loss_table, make_train_step
-from unidiff_jax.train.workdir import latent_channels, model_configs, model_parts
+from unidiff_jax.train.workdir import model_configs, model_parts, sees_pixels, stored_channels
 from unidiff_jax.types import Batch
 
 
@@ -123,13 +123,16 @@ def state_shapes(config: ConfigDict, program: Program) -> TrainState:
 def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
     """A whole batch as shapes."""
     side = config.patch
-    latent = np.zeros((side, side, latent_channels(config)), np.float32)
+    latent = np.zeros((side, side, stored_channels(config)), np.float32)
     dit, _ = model_configs(config)
     example = make_example(
         get_task("text_to_image"),
         latents=[latent],
-        stds=[latent] if "sources" in config.data else None,
+        stds=[latent] if "sources" in config.data and not sees_pixels(config) else None,
         text_ids=[1],
+        text_states=np.zeros((1, dit.text_dim), np.float32)
+        if config.data.get("text_states")
+        else None,
         example_id=1,
         patch=config.patch,
         guide=Guide(latent, latent[..., 0]) if dit.guidance_dim else None,

@@ -18,6 +18,7 @@ from unidiff_jax.mesh import parameter_shardings, replicated
 from unidiff_jax.models.dit import DiT, DiTConfig
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
+from unidiff_jax.models.pixels import PixelConfig, PixelEncoder
 from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
 from unidiff_jax.types import Batch, Noised, Params
 
@@ -46,11 +47,25 @@ class TrainState:
 
 
 class UnifiedModel(nnx.Module):
-    """Text encoder and denoiser."""
+    """Text encoder, denoiser and, where the step sees pixels, the autoencoder's encoder."""
 
-    def __init__(self, dit: DiTConfig, text: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dit: DiTConfig,
+        text: TextConfig,
+        pixels: PixelConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.text_encoder = make_text_encoder(text, rngs=rngs)
         self.dit = DiT(dit, rngs=rngs)
+        if pixels is not None:
+            self.autoencoder = PixelEncoder(pixels, rngs=rngs)
+        self.sees_pixels = pixels is not None
+
+    def encode_pixels(self, batch: Batch) -> Batch:
+        """The batch with posteriors in place of pixels; one that holds latents as it is."""
+        return self.autoencoder(batch) if self.sees_pixels else batch
 
     def encode_text(self, batch: Batch) -> jax.Array:
         """States of the batch's text, computed here or carried by the batch."""
@@ -91,15 +106,17 @@ def abstract_model(
     text: TextConfig,
     adapters: LoRAConfig | None = None,
     trainable: str = ".*",
+    pixels: PixelConfig | None = None,
 ) -> ModelParts:
     """Structure, shapes and logical axes, without allocating anything.
 
     Raises:
-      ConfigError: adapters that fit no layer, or a pattern that matches no parameter.
+      ConfigError: adapters that fit no layer, or a pattern that matches no parameter, or the
+        autoencoder's, which is never trained.
     """
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        model = UnifiedModel(dit, text, rngs=rngs)
+        model = UnifiedModel(dit, text, pixels, rngs=rngs)
         attach(model, adapters or LoRAConfig(), rngs=rngs)
         return model
 
@@ -111,6 +128,11 @@ def abstract_model(
     if not trained:
         raise ConfigError(
             f"train.trainable={trainable!r} matches no parameter; for example .*, or .*/lora_[ab]"
+        )
+    if "autoencoder" in trained:
+        raise ConfigError(
+            f"train.trainable={trainable!r} trains the autoencoder, whose latents would collapse; "
+            "for example --set train.trainable=dit/.*"
         )
     return parts
 

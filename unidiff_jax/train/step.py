@@ -44,11 +44,12 @@ def loss_table(
     config: flow.FlowConfig,
 ) -> LossTable:
     """Scores a batch at noise levels and noise drawn from `key`."""
-    batch = flow.draw_latents(key, batch)
+    model = nnx.merge(graphdef, params)
+    batch = flow.draw_latents(key, model.encode_pixels(batch))
     noise = flow.draw_noise(key, batch)
     sigma = flow.draw_sigma(key, batch, config)
     noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
-    output = nnx.merge(graphdef, params)(batch, noised)
+    output = model(batch, noised)
     error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
     weight = batch.loss_mask
     task = take_rows(batch.task, batch.token_segment)

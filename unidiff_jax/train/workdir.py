@@ -5,9 +5,12 @@ import json
 from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError, differences, to_json
+from unidiff_jax.export.files import read_config
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig
+from unidiff_jax.models.pixels import PixelConfig
 from unidiff_jax.models.text_encoder import TextConfig, text_config
+from unidiff_jax.models.vae import SD3_VAE, VAEConfig
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
@@ -15,6 +18,37 @@ from unidiff_jax.train.state import ModelParts, abstract_model
 def latent_channels(config: ConfigDict) -> int:
     """Channels of a latent; the autoencoder without weights has three for each pixel."""
     return config.autoencoder.get("latent_channels") or 3 * config.autoencoder.downscale**2
+
+
+def stored_channels(config: ConfigDict) -> int:
+    """Channels of what records hold at the places of latents: these, or blocks of pixels."""
+    return 3 * config.autoencoder.downscale**2 if sees_pixels(config) else latent_channels(config)
+
+
+def sees_pixels(config: ConfigDict) -> bool:
+    """Whether the step runs the autoencoder (`models.pixels`)."""
+    return bool(config.autoencoder.get("in_step"))
+
+
+def on_latents(config: ConfigDict) -> ConfigDict:
+    """The same model as it samples: with latents that come from outside."""
+    if not sees_pixels(config):
+        return config
+    config = config.copy_and_resolve_references()
+    config.autoencoder.in_step = False
+    return config
+
+
+def pixel_config(config: ConfigDict) -> PixelConfig | None:
+    """The autoencoder in the step; None where batches hold latents.
+
+    Without its folder, as a plan is made, it is Stable Diffusion 3's.
+    """
+    if not sees_pixels(config):
+        return None
+    folder, dtype = as_path(config.autoencoder.folder), config.autoencoder.dtype
+    vae = VAEConfig.from_json(read_config(folder), dtype=dtype) if folder.is_dir() else SD3_VAE
+    return PixelConfig(vae=vae, size=config.image_size, patch=config.patch)
 
 
 def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
@@ -45,7 +79,11 @@ def model_parts(config: ConfigDict) -> ModelParts:
     """The model with its adapters, and which of its parameters are trained."""
     dit, text = model_configs(config)
     return abstract_model(
-        dit, text, adapters=LoRAConfig(**config.lora), trainable=config.train.trainable
+        dit,
+        text,
+        adapters=LoRAConfig(**config.lora),
+        trainable=config.train.trainable,
+        pixels=pixel_config(config),
     )
 
 

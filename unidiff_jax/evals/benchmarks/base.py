@@ -20,7 +20,7 @@ from PIL import Image
 from data_pipelines.sources import files
 from unidiff_jax.evals.statistics import Ratio
 from unidiff_jax.paths import AnyPath, as_path
-from unidiff_jax.sample.images import InputError, decode_picture, open_picture
+from unidiff_jax.sample.images import InputError, open_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -68,11 +68,6 @@ def picture_file(folder: AnyPath, name: Any) -> Picture:
     """
     path = data_file(folder, name)
     return Picture(str(name), lambda: open_picture(path))
-
-
-def picture_bytes(data: bytes, *, name: str) -> Picture:
-    """A picture from a table's cell."""
-    return Picture(name, lambda: decode_picture(data, name=name))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,11 +29,11 @@ from unidiff_jax.evals.benchmarks.base import (
     data_file,
     fields_of,
     first_folder,
-    picture_bytes,
     picture_file,
     read_json,
 )
 from unidiff_jax.evals.benchmarks.scoring import Tools, array, identity, split, substitute
+from unidiff_jax.sample.images import decode_picture
 
 CLIPS, DINO = ("clip-b32", "clip-l14"), "dino-s16"
 CAPTIONS = ("all", "captions differ")
@@ -191,11 +191,10 @@ def read_emu_edit(folder: epath.Path, split: str) -> list[Item]:
                 "facebook/emu_edit_test_set, not the set of generations, whose splits have each "
                 "other's names"
             )
+        words = [name for name in EMU_COLUMNS if name != "image"]
         items = []
-        for index in range(len(table)):
-            row = table.row(index, EMU_COLUMNS)
-            name = f"{split}/{row['idx']}"
-            source = picture_bytes(row["image"], name=name)
+        for index, row in enumerate([table.row(index, words) for index in range(len(table))]):
+            source = _emu_picture(table, index, name=f"{split}/{row['idx']}")
             items.append(
                 Item(
                     id=f"{split}/{row['task']}_{row['idx']}",
@@ -213,6 +212,11 @@ def read_emu_edit(folder: epath.Path, split: str) -> list[Item]:
     except (SourceError, SampleError) as error:
         raise BenchmarkError(str(error)) from None
     return items
+
+
+def _emu_picture(table: ParquetTable, index: int, *, name: str) -> Picture:
+    """A picture that stays in its file until it is opened."""
+    return Picture(name, lambda: decode_picture(table.row(index, ("image",))["image"], name=name))
 
 
 def _score_emu_edit(items: Sequence[Item], made: Predictions, tools: Tools) -> list[Score]:

@@ -130,6 +130,7 @@ def run_benchmark(
     if split not in benchmark.splits:
         raise ConfigError(f"--split {split}: {benchmark.name} has {', '.join(benchmark.splits)}")
     tools = tools or Tools()
+    tools.forget()
     source = as_path(data)
     if not source.is_dir():
         raise BenchmarkError(f"--data {data}: no such folder; {benchmark.data.layout}")
@@ -151,6 +152,7 @@ def run_benchmark(
         )
         meet("predictions")
         if jax.process_index() > 0:
+            meet("report")  # scoring may take long, and a process that ends ends the job
             return {}
         if benchmark.finish is not None:
             benchmark.finish(store.predictions, items)
@@ -211,6 +213,7 @@ def run_benchmark(
             _write_samples(place, protocol, benchmark, items, made, own)
         write_results(place, results=results)
         report.build_report(place)
+    meet("report")
     return results | {"folder": str(folder / "report")}
 
 

@@ -46,6 +46,11 @@ class Tools:
         self._features: dict[tuple[str, str], np.ndarray] = {}
         self.missing: dict[str, str] = {}
 
+    def forget(self) -> None:
+        """Drops features and what was missing: names of pictures are one benchmark's own."""
+        self._features.clear()
+        self.missing.clear()
+
     def get(self, kind: str, *, preprocess: str = "") -> Any:
         """The extractor, or None where the folder has none.
 

@@ -4,6 +4,7 @@ MultiBench (UNIMO-G, section 4) has never been published. What is read here is a
 the same: objects with their pictures, and prompts over two or three of them.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 
@@ -128,13 +129,17 @@ def score_subjects(
                 protocol=protocol,
                 encoder={
                     "name": f"{kind} and dino-s16",
-                    "sha256": clip.encoder["sha256"],
+                    "sha256": _both(clip.encoder["sha256"], first.encoder["sha256"]),
                     "preprocess": f"{clip.encoder['preprocess']}, {first.encoder['preprocess']}",
                 },
                 deviations=tuple(dict.fromkeys(d for part in parts for d in part.deviations)),
                 **counts,
             )
     return list(found.values())
+
+
+def _both(*digests: str) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _to_subjects(kind, items, outputs, tools: Tools, references) -> np.ndarray:

@@ -252,3 +252,18 @@ def test_refusals(data, tmp_path):
     assert choose_task(MAGICBRUSH, generator, task="edit") == "edit"
     with pytest.raises(ConfigError, match="--task depth: magicbrush can be asked as edit"):
         choose_task(MAGICBRUSH, generator, task="depth")
+
+
+def test_one_benchmarks_features_are_not_anothers(tmp_path):
+    tools = fake_tools()
+    for seed in range(2):  # pictures of the same names
+        write_layout("magicbrush", tmp_path / f"data{seed}", count=2, seed=seed)
+        generator = FakeGenerator(copy_source)
+        results = run(tmp_path / f"data{seed}", tmp_path / f"{seed}", generator, tools=tools)
+        fresh = run(tmp_path / f"data{seed}", tmp_path / f"{seed}", generator)
+        for metric in ("dino", "clip_t"):
+            shared, own = (
+                [score["value"] for score in scores_of(found, metric=metric)]
+                for found in (results, fresh)
+            )
+            assert shared == own

@@ -173,12 +173,14 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.sources.base import SourceError
     from data_pipelines.subjects.package import PackageError
     from data_pipelines.subjects.records import SubjectError
-    from unidiff_jax.evals.results import ReportError
+    from unidiff_jax.evals.benchmarks.base import BenchmarkError
+    from unidiff_jax.evals.results_schema import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
 
     return (
+        BenchmarkError,
         CheckpointError,
         ClipError,
         ConfigError,

@@ -19,11 +19,12 @@ from data_pipelines.miniworld.generate import GenerateError, generate
 from data_pipelines.miniworld.manifest import Settings
 from data_pipelines.miniworld.scene import SPLITS
 from launch import command
-from launch.evaluate import SECONDS, evaluate_workdir, latest_step, report_folder
+from launch.evaluate import SECONDS, evaluate_workdir, report_folder
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals.miniworld import evaluated_config, settings_of
 from unidiff_jax.evals.miniworld_report import verdict_table
 from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.train.checkpoint import latest_step
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.workdir import claim_workdir
 

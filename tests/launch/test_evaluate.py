@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from launch.evaluate import curves, latest_step, stage_seconds
+from launch.evaluate import curves, stage_seconds
+from unidiff_jax.train.checkpoint import latest_step
 
 
 def test_another_split_has_a_report_of_its_own(quickstart, run_command):

@@ -124,6 +124,7 @@ class Pipeline:
         *,
         step: int | None = None,
         config: ConfigDict | None = None,
+        mesh: Mesh | None = None,
     ) -> "Pipeline":
         """Loads the averaged weights of a training run.
 
@@ -131,13 +132,14 @@ class Pipeline:
           workdir: what `launch.train` wrote.
           step: which checkpoint; None is the newest.
           config: in place of the run's own, with the same model.
+          mesh: in place of the config's, such as one of this process's devices alone.
 
         Raises:
           FileNotFoundError: no run or no such checkpoint in the folder.
         """
         workdir = as_path(workdir)
         config = on_latents(config or load_workdir_config(workdir))
-        mesh = make_mesh(config.mesh.axes)
+        mesh = mesh or make_mesh(config.mesh.axes)
         model = model_parts(config)
         shardings = parameter_shardings(
             model.shapes, model.axes, rules=config.mesh.rules, mesh=mesh
@@ -196,6 +198,47 @@ class Pipeline:
           InputError: a field is missing, unknown or cannot be read, or the model's prompts have no
             such part.
         """
+        spec, example = self.example(
+            task, prompt=prompt, base_prompt=base_prompt, tags=tags, roles=roles, **fields
+        )
+        made = self.generate(
+            [(spec, example)],
+            seeds=[seed],
+            num_steps=num_steps,
+            solver=solver,
+            guidance=guidance,
+            image_guidance=image_guidance,
+        )[0][0]
+        codecs = {frame.field: frame.codec for frame in spec.frames}
+        if as_values:
+            return {field: CODECS[codecs[field]].read(frame) for field, frame in made.items()}
+        size = (self.config.image_size, self.config.image_size)
+        return {
+            field: to_picture(frame, codec=codecs[field], size=size)
+            for field, frame in made.items()
+        }
+
+    def example(
+        self,
+        task: str,
+        *,
+        example_id: int = 1,
+        prompt: str | None = None,
+        base_prompt: str | None = None,
+        tags: Sequence[str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> tuple[Task, Example]:
+        """What `generate` takes, of the arguments of a call.
+
+        Args:
+          task: name in the registry.
+          example_id: in [1, 2**31); decides the noise, with the seed.
+          prompt, base_prompt, tags, roles, **fields: as of a call.
+
+        Raises:
+          InputError: as a call.
+        """
         if roles and not self.maker.roles:
             raise InputError("this model was trained without roles; leave them out")
         spec = _with_roles(get_task(task), roles or {})
@@ -214,25 +257,10 @@ class Pipeline:
         try:
             if prompt is None:
                 prompt = spec.write(item, style=self.maker.style, base=base_prompt, tags=tags)
-            example = self.maker.example(spec, item, example_id=1, prompt=prompt)
+            example = self.maker.example(spec, item, example_id=example_id, prompt=prompt)
         except ValueError as error:  # too long for the model, or a part that its prompts lack
             raise InputError(str(error)) from None
-        made = self.generate(
-            [(spec, example)],
-            seeds=[seed],
-            num_steps=num_steps,
-            solver=solver,
-            guidance=guidance,
-            image_guidance=image_guidance,
-        )[0][0]
-        codecs = {frame.field: frame.codec for frame in spec.frames}
-        if as_values:
-            return {field: CODECS[codecs[field]].read(frame) for field, frame in made.items()}
-        size = (self.config.image_size, self.config.image_size)
-        return {
-            field: to_picture(frame, codec=codecs[field], size=size)
-            for field, frame in made.items()
-        }
+        return spec, example
 
     def generate(
         self,

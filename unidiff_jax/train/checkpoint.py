@@ -106,6 +106,16 @@ class Checkpoints:
             raise
 
 
+def latest_step(workdir: AnyPath) -> int:
+    """Step of the newest checkpoint; raises FileNotFoundError where there is none."""
+    checkpoints = Checkpoints(as_path(workdir) / "checkpoints")
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    if step is None:
+        raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
+    return step
+
+
 def load_average(
     workdir: AnyPath, shapes: Params, *, shardings: Params, step: int | None = None
 ) -> Params:

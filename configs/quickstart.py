@@ -115,6 +115,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "num_shards": 1,
         "read_threads": 0,
         "prefetch": 8,
+        "max_skipped": 0.01,  # of the records, before training stops
+        "stall_seconds": 600.0,  # without a batch, before training stops
     }
     # launch.quickstart renders these; edits and clip frames are pictures beside the base picture
     config.data.render = {

@@ -23,6 +23,7 @@ from data_pipelines.mixture import (
     stable_id,
 )
 from data_pipelines.packing import batch_rows, pack
+from data_pipelines.skips import count_skips
 from data_pipelines.subjects import items as subject_items
 from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
@@ -81,7 +82,9 @@ def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
             f"--set data.tasks.{without[0]}.weight=0 leaves it out"
         )
     return {
-        name: EncodedSource(found, task=get_task(name), split=split)
+        name: EncodedSource(
+            found, task=get_task(name), split=split, spare=_spare(config, split=split)
+        )
         for name, found in folders.items()
     }
 
@@ -111,6 +114,11 @@ def source_kinds(config: ConfigDict) -> dict[str, str]:
     return kinds
 
 
+def _spare(config: ConfigDict, *, split: str) -> float:
+    """The share of a split's records that may be lost: held-out ones must all be there."""
+    return config.data.get("max_skipped", 0.0) if split == "train" else 0.0
+
+
 def make_subjects(config: ConfigDict, *, split: str) -> SubjectScenes:
     """The config's subjects, in `data.folder` or beside it."""
     beside = config.data.get("kind", "miniworld") != "subjects"
@@ -126,6 +134,7 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
         edit_kinds=config.data.edit_kinds,
         min_reference_objects=config.data.min_reference_objects,
         num_captions=config.data.num_captions,
+        spare=_spare(config, split=split),
     )
 
 
@@ -403,10 +412,18 @@ def make_loader(
         )
         threads = data.read_threads or (BUCKET_THREADS if is_remote(data.folder) else 0)
         reads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
-        rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
+        elements = examples.to_iter_dataset(reads, allow_nones=True)
+        usable = count_skips(elements, most=data.get("max_skipped", 0.0))
+        rows = pack(usable, size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 
-    return Loader(stream, num_shards=data.num_shards, share=share, prefetch=data.prefetch)
+    return Loader(
+        stream,
+        num_shards=data.num_shards,
+        share=share,
+        prefetch=data.prefetch,
+        stall_seconds=data.get("stall_seconds", 0.0),
+    )
 
 
 def _check_shards(config: ConfigDict) -> None:

@@ -166,10 +166,11 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.curate.clips import ClipError, StoppedError
     from data_pipelines.curate.pairs import PairError
     from data_pipelines.encoded import EncodedError
-    from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
+    from data_pipelines.patience import StalledError
     from data_pipelines.shards import ManifestError
+    from data_pipelines.skips import TooManySkippedError
     from data_pipelines.sources.base import SourceError
     from data_pipelines.subjects.package import PackageError
     from data_pipelines.subjects.records import SubjectError
@@ -193,6 +194,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         RecordsError,
         ReportError,
         SourceError,
+        StalledError,
         StoppedError,
         SubjectError,
         TooManySkippedError,

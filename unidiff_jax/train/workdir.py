@@ -60,6 +60,8 @@ FREE_KEYS = (
     "train.profile_steps",
     "train.compiler_options",
     "data.prefetch",
+    "data.max_skipped",
+    "data.stall_seconds",
     "data.read_threads",
     "data.folder",
     "eval.",

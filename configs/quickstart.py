@@ -156,6 +156,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "keep": 2,
         "profile_start": 0,
         "profile_steps": 5,
+        "guard": {"policy": "skip", "max_norm_ratio": 100.0, "max_in_a_row": 10},
     }
     config.sample = {"num_steps": 8, "solver": "euler", "guidance": 1.0}
     config.eval = {"num_items": 300, "seeds": 3, "num_steps": 8, "guidance": 1.0}

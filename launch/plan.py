@@ -54,6 +54,7 @@ from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
+from unidiff_jax.train.step import NO_LIMIT
 from unidiff_jax.train.workdir import model_configs
 
 RELEASED_VAE = VAEConfig(
@@ -228,7 +229,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     program = make_program(config, mesh=mesh)
     batch = batch_shapes(config, sharding=program.rows)
     state = state_shapes(config, program)
-    step = compile_for(program.step, state, batch)
+    step = compile_for(program.step, state, batch, NO_LIMIT)
     parsed = hlo.parse(step.text)
     found = hlo.collectives(parsed)
     dit, text = model_configs(config)

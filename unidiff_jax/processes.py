@@ -43,6 +43,12 @@ LAST_WORDS = (
 )
 """What a process of a job says last, unless it comes to its own end."""
 
+LEADER_WORDS = (
+    "error: this process of a job ended before its time. If nothing above says why, it was killed, "
+    "or {} was, which holds the job together: its output says why"
+)
+"""The same where process 0 is known: the loss of any other is found and told by `watch`."""
+
 
 def join_job(which: str) -> None:
     """Makes this process one of a job; call it before anything of JAX.
@@ -94,14 +100,18 @@ _watch: Watch | None = None
 
 
 def _leave_last_words() -> None:
-    """Has a shell print `LAST_WORDS` when this process is gone, unless Python ends as it should.
+    """Has a shell print `LAST_WORDS`, or a later line on its input, when this process is gone,
+    unless Python ends as it should.
 
     JAX ends a process whose job has lost process 0 from C++, with a stack of many lines, and
     its hook for that cannot be a Python function (jaxlib 0.10 fails to hand over the status).
     """
     global _shell
+    script = (
+        'words=$0; while read -r line; do words=$line; done; [ "$words" = end ] || echo "$words"'
+    )
     _shell = subprocess.Popen(
-        ["sh", "-c", 'read -r end || echo "$0" >&2', LAST_WORDS], stdin=subprocess.PIPE, text=True
+        ["sh", "-c", f"{script} >&2", LAST_WORDS], stdin=subprocess.PIPE, text=True, bufsize=1
     )
     atexit.register(_end_job)
 
@@ -123,7 +133,11 @@ def _start_watch() -> None:
         _silence()
         end_process(sentence)
 
-    _watch = Watch(global_state.client, index=index, count=count, on_loss=end)
+    def heard(leader: str) -> None:
+        if index > 0 and _shell is not None and _shell.stdin is not None:
+            _shell.stdin.write(LEADER_WORDS.format(leader) + "\n")
+
+    _watch = Watch(global_state.client, index=index, count=count, on_loss=end, on_leader=heard)
     _watch.start()
 
 

@@ -48,7 +48,15 @@ class Watch:
       >>> watch.start()
     """
 
-    def __init__(self, store: Store, *, index: int, count: int, on_loss: Callable[[str], None]):
+    def __init__(
+        self,
+        store: Store,
+        *,
+        index: int,
+        count: int,
+        on_loss: Callable[[str], None],
+        on_leader: Callable[[str], None] = lambda name: None,
+    ):
         """Starts nothing yet.
 
         Args:
@@ -56,8 +64,10 @@ class Watch:
           index: this process.
           count: of processes.
           on_loss: called once, in a thread, with a sentence that names the process.
+          on_leader: called once, in a thread, with what process 0 is called when it is heard of.
         """
         self._store, self._index, self._count, self._on_loss = store, index, count, on_loss
+        self._on_leader = on_leader
         self._limit = round(SILENT_SECONDS / BEAT_SECONDS)
         self._beat, self._failed = 0, ""
         self._silent = dict.fromkeys(range(count), 0)  # beats of ours without one of theirs
@@ -121,7 +131,10 @@ class Watch:
                 if said["failed"] and number != self._index:
                     self._publish(self._say_failed(number, said["who"], said["failed"]))
                 elif self._last.get(number) != said:
+                    is_first = number == 0 and number not in self._last
                     self._last[number], self._silent[number] = said, 0
+                    if is_first:
+                        self._on_leader(self._name(0))
 
     def _publish(self, sentence: str) -> None:
         if self._index == 0:

@@ -23,7 +23,7 @@ from data_pipelines.mixture import (
     stable_id,
 )
 from data_pipelines.packing import batch_rows, pack
-from data_pipelines.skips import count_skips
+from data_pipelines.skips import count_skips, usable_records
 from data_pipelines.subjects import items as subject_items
 from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
@@ -190,7 +190,10 @@ def check_data(config: ConfigDict) -> TextStates | None:
     if "sources" in config.data or "miniworld" not in source_kinds(config).values():
         return states
     for split in ("train", "validation"):
-        height = make_miniworld(config, split=split)[0].rgb.shape[1]
+        heights = usable_records(
+            make_miniworld(config, split=split), lambda _, record: record.rgb.shape[1]
+        )
+        height = next(heights, size)  # none is usable: too many are skipped, and that is told
         if height != size:
             raise ConfigError(
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
@@ -277,11 +280,14 @@ def _fitting(config: ConfigDict, tokenizer: Tokenizer) -> Tokenizer:
 
 def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
     """What the first records say."""
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
+
+    def say(index: int, record: Any) -> list[str]:
         if isinstance(source, SubjectScenes):
-            yield from source.prompts(index, np.random.default_rng(index))
-        else:
-            yield from prompts(source[index])
+            return source.prompts(index, np.random.default_rng(index))
+        return prompts(record)
+
+    for texts in usable_records(source, say, most=TOKENIZER_RECORDS):
+        yield from texts
 
 
 def make_autoencoder(config: ConfigDict) -> Autoencoder:

@@ -8,6 +8,7 @@ and the state of a job is one small dict a shard.
 
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding
 from unidiff_jax.processes import ALL, DataShare, data_share
 from unidiff_jax.types import Batch
+
+CLOSE_SECONDS = 10.0
 
 LoaderState = dict[str, Any]
 """JSON-able: state of each data shard by its number."""
@@ -113,9 +116,18 @@ class Loader(Iterator[Batch]):
             iterator.set_state(state[str(shard)])
 
     def close(self) -> None:
-        """Ends the prefetch threads; a thread that reads while Python exits aborts the process."""
-        for iterator in self._iterators.values():
-            iterator.close()
+        """Ends the prefetch threads; a thread that reads while Python exits aborts the process.
+
+        A read that hangs is not waited for beyond `CLOSE_SECONDS`.
+        """
+
+        def work() -> None:
+            for iterator in self._iterators.values():
+                iterator.close()
+
+        closing = threading.Thread(target=work, daemon=True, name="close loader")
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
 
 def gather_state(state: LoaderState) -> LoaderState:

@@ -72,6 +72,8 @@ class Patience:
         while True:
             function = self._calls.get()
             try:
-                self._ends.put((function(), None))
+                end = function(), None
             except BaseException as error:  # the caller's to handle
-                self._ends.put((None, error))
+                end = None, error
+            self._ends.put(end)
+            del function, end  # while this waits for the next call, nothing is kept alive

@@ -65,6 +65,22 @@ def usable_or_skipped(
         return Skipped(name(), f"{type(error).__name__}: {error}")
 
 
+def usable_records(
+    source: Any, make: Callable[[int, Any], Value], *, most: int | None = None
+) -> Iterator[Value]:
+    """What `make` gives for a source's index and record, of the first `most` records that can be
+    used or less.
+    """
+    for index in range(min(len(source), most or len(source))):
+        found = usable_or_skipped(
+            lambda index=index: source[index],
+            lambda record, index=index: make(index, record),
+            name=lambda index=index: source.name(index),
+        )
+        if not isinstance(found, Skipped):
+            yield found
+
+
 def _read(read: Callable[[], Record]) -> Record:
     try:
         return read()

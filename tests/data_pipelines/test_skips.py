@@ -13,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from jobs import start, wait_for
 
+from data_pipelines import loader as loaders
 from data_pipelines import patience, skips
 from data_pipelines.build import check_data, make_loader
 from data_pipelines.miniworld.items import MiniWorldSource
@@ -21,6 +23,7 @@ from data_pipelines.miniworld.manifest import RecordsError
 from data_pipelines.patience import Patience, StalledError
 from data_pipelines.skips import TooManySkippedError
 from unidiff_jax.processes import DataShare
+from unidiff_jax.train.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +83,12 @@ def test_a_stream_with_bad_records_goes_on_batch_for_batch(damaged, tokenizer, t
         counts.append(whole.skipped)
         batches.append(next(whole))
     assert counts[0] == 0 and counts[-1] > 3 and counts == sorted(counts)
-    for start in (9, 4):
+    for place in (9, 4):
         fresh = make()
-        fresh.set_state(states[start])
-        assert fresh.skipped == counts[start]
+        fresh.set_state(states[place])
+        assert fresh.skipped == counts[place]
         for batch, count in zip(
-            batches[start:], [*counts[start + 1 :], whole.skipped], strict=True
+            batches[place:], [*counts[place + 1 :], whole.skipped], strict=True
         ):
             same(next(fresh), batch)
             assert fresh.skipped == count
@@ -220,6 +223,8 @@ def test_a_stall_is_reported_and_then_an_error(miniworld, tokenizer, monkeypatch
         assert re.match(words, str(caught.value)), caught.value
         reports = [text for text in caplog.messages if "given up after 1 s" in text]
         assert len(reports) >= patience.REPORTS - 1 and "no batch for 0.1 s" in reports[0]
+        monkeypatch.setattr(loaders, "CLOSE_SECONDS", 0.1)
+        stream.close()  # does not wait for what hangs
     finally:
         stuck.set()
 
@@ -236,3 +241,31 @@ def test_named_faults_are_files(damaged):
     source = MiniWorldSource(pathlib.Path(damaged), split="train")
     assert source.name(0).endswith("train-00000-of-00002.array_record record 0")
     assert source.name(39).endswith("train-00001-of-00002.array_record record 19")
+
+
+@pytest.mark.slow
+def test_a_killed_run_over_bad_records_goes_on_exactly(damaged, tmp_path):
+    settings = ("data.max_skipped=0.2", "train.log_every=1", "train.sample_every=99")
+
+    def begin(workdir):
+        values = [f"--set={item}" for item in tiny_run.overrides(damaged, *settings)]
+        return start("train", f"--workdir={workdir}", *values, compiled=tmp_path / "compiled")
+
+    def log(workdir):
+        path = workdir / "metrics.jsonl"
+        found = read_metrics(path) if path.exists() else []
+        return {
+            row["step"]: (row["train/loss"], row["skipped_records"])
+            for row in found
+            if "train/loss" in row
+        }
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert begin(whole).wait() == 0
+    process = begin(killed)
+    wait_for(lambda: 18 in log(killed), process)  # behind the checkpoint of step 15
+    process.kill()
+    process.wait()
+    assert max(log(killed)) < 30
+    assert begin(killed).wait() == 0
+    assert log(killed) == log(whole) and log(whole)[30][1] > 3

@@ -234,6 +234,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
+        loader.close()
         try:
             profile.close(step, state)
             with account.part("save"):

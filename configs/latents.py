@@ -92,6 +92,8 @@ def reading() -> dict[str, Any]:
         "num_shards": 32,
         "read_threads": 16,
         "prefetch": 4,
+        "max_skipped": 0.01,
+        "stall_seconds": 600.0,
     }
 
 
@@ -110,6 +112,7 @@ def training(*, num_steps: int, trainable: str) -> dict[str, Any]:
         "keep": 3,
         "profile_start": 0,
         "profile_steps": 5,
+        "guard": {"policy": "skip", "max_norm_ratio": 100.0, "max_in_a_row": 10},
     }
 
 

@@ -115,6 +115,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "num_shards": 1,
         "read_threads": 0,
         "prefetch": 8,
+        "max_skipped": 0.01,  # of the records, before training stops
+        "stall_seconds": 600.0,  # without a batch, before training stops
     }
     # launch.quickstart renders these; edits and clip frames are pictures beside the base picture
     config.data.render = {
@@ -154,6 +156,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "keep": 2,
         "profile_start": 0,
         "profile_steps": 5,
+        "guard": {"policy": "skip", "max_norm_ratio": 100.0, "max_in_a_row": 10},
     }
     config.sample = {"num_steps": 8, "solver": "euler", "guidance": 1.0}
     config.eval = {"num_items": 300, "seeds": 3, "num_steps": 8, "guidance": 1.0}

@@ -23,6 +23,7 @@ from data_pipelines.mixture import (
     stable_id,
 )
 from data_pipelines.packing import batch_rows, pack
+from data_pipelines.skips import count_skips, usable_records
 from data_pipelines.subjects import items as subject_items
 from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
@@ -81,7 +82,9 @@ def make_sources(config: ConfigDict, *, split: str) -> dict[str, Source]:
             f"--set data.tasks.{without[0]}.weight=0 leaves it out"
         )
     return {
-        name: EncodedSource(found, task=get_task(name), split=split)
+        name: EncodedSource(
+            found, task=get_task(name), split=split, spare=_spare(config, split=split)
+        )
         for name, found in folders.items()
     }
 
@@ -111,6 +114,11 @@ def source_kinds(config: ConfigDict) -> dict[str, str]:
     return kinds
 
 
+def _spare(config: ConfigDict, *, split: str) -> float:
+    """The share of a split's records that may be lost: held-out ones must all be there."""
+    return config.data.get("max_skipped", 0.0) if split == "train" else 0.0
+
+
 def make_subjects(config: ConfigDict, *, split: str) -> SubjectScenes:
     """The config's subjects, in `data.folder` or beside it."""
     beside = config.data.get("kind", "miniworld") != "subjects"
@@ -126,6 +134,7 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
         edit_kinds=config.data.edit_kinds,
         min_reference_objects=config.data.min_reference_objects,
         num_captions=config.data.num_captions,
+        spare=_spare(config, split=split),
     )
 
 
@@ -183,7 +192,10 @@ def check_data(config: ConfigDict) -> TextStates | None:
     if "sources" in config.data or "miniworld" not in source_kinds(config).values():
         return states
     for split in ("train", "validation"):
-        height = make_miniworld(config, split=split)[0].rgb.shape[1]
+        heights = usable_records(
+            make_miniworld(config, split=split), lambda _, record: record.rgb.shape[1]
+        )
+        height = next(heights, size)  # none is usable: too many are skipped, and that is told
         if height != size:
             raise ConfigError(
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
@@ -302,11 +314,14 @@ def _fitting(config: ConfigDict, tokenizer: Tokenizer) -> Tokenizer:
 
 def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
     """What the first records say."""
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
+
+    def say(index: int, record: Any) -> list[str]:
         if isinstance(source, SubjectScenes):
-            yield from source.prompts(index, np.random.default_rng(index))
-        else:
-            yield from prompts(source[index])
+            return source.prompts(index, np.random.default_rng(index))
+        return prompts(record)
+
+    for texts in usable_records(source, say, most=TOKENIZER_RECORDS):
+        yield from texts
 
 
 def make_autoencoder(config: ConfigDict) -> Autoencoder:
@@ -441,10 +456,18 @@ def make_loader(
         )
         threads = data.read_threads or (BUCKET_THREADS if is_remote(data.folder) else 0)
         reads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
-        rows = pack(examples.to_iter_dataset(reads), size=row_size(config), num_bins=data.num_bins)
+        elements = examples.to_iter_dataset(reads, allow_nones=True)
+        usable = count_skips(elements, most=data.get("max_skipped", 0.0))
+        rows = pack(usable, size=row_size(config), num_bins=data.num_bins)
         return batch_rows(rows, num_rows=data.batch_rows // data.num_shards)
 
-    return Loader(stream, num_shards=data.num_shards, share=share, prefetch=data.prefetch)
+    return Loader(
+        stream,
+        num_shards=data.num_shards,
+        share=share,
+        prefetch=data.prefetch,
+        stall_seconds=data.get("stall_seconds", 0.0),
+    )
 
 
 def _check_shards(config: ConfigDict) -> None:

@@ -107,8 +107,14 @@ class EncodedSource:
       >>> source.item(source[0], get_task("edit"), np.random.default_rng(0))["latents"]
     """
 
-    def __init__(self, folders: Sequence[AnyPath], *, task: Task, split: str):
+    def __init__(self, folders: Sequence[AnyPath], *, task: Task, split: str, spare: float = 0.0):
         """Opens a split.
+
+        Args:
+          folders: made by `launch.encode`.
+          task: of the examples.
+          split: train or validation.
+          spare: the share of the records that may be lost with their files (`shards.open_files`).
 
         Raises:
           EncodedError: a folder is missing, unfinished, of another task, or holds nothing.
@@ -123,7 +129,7 @@ class EncodedSource:
             names = shards.shard_names(split, manifest["shards"][split])
             places += [(folder, name) for name in names]
         try:
-            opened = shards.open_shards(places)
+            opened = shards.open_shards(places, spare=spare)
         except ShardError as error:
             raise EncodedError(f"{error}; {_again(folders[0])}") from None
         if opened is None:
@@ -140,6 +146,9 @@ class EncodedSource:
 
     def __getitem__(self, index: int) -> EncodedExample:
         return decode_record(self._records[index])
+
+    def name(self, index: int) -> str:
+        return self._records.name(index)
 
     def item(
         self, record: EncodedExample, task: Task, rng: np.random.Generator

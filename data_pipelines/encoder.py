@@ -26,6 +26,7 @@ from PIL import Image
 from data_pipelines import encoded, shards
 from data_pipelines.encoded import EncodedExample, Largest
 from data_pipelines.geometry import MisalignedError, Placement, fit_whole
+from data_pipelines.skips import TooManySkippedError
 from data_pipelines.sources.base import RawSource, SampleError, UnsuitableError
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError
@@ -95,10 +96,6 @@ class Guides:
 
 
 NO_GUIDES = Guides()
-
-
-class TooManySkippedError(ValueError):
-    """So many samples cannot be used that the data or their settings must be wrong."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,9 @@ that its devices read. So the global batches are the same on any mesh and any nu
 and the state of a job is one small dict a shard.
 """
 
+import functools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,10 +19,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from data_pipelines.patience import Patience
+from data_pipelines.skips import longest_read, skipped_records
 from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding
 from unidiff_jax.processes import ALL, DataShare, data_share
 from unidiff_jax.types import Batch
+
+CLOSE_SECONDS = 10.0
 
 LoaderState = dict[str, Any]
 """JSON-able: state of each data shard by its number."""
@@ -41,6 +47,7 @@ class Loader(Iterator[Batch]):
         num_shards: int,
         share: DataShare = ALL,
         prefetch: int = 4,
+        stall_seconds: float = 0.0,
     ):
         """Starts the iterators of this process's shards.
 
@@ -49,6 +56,7 @@ class Loader(Iterator[Batch]):
           num_shards: number of data shards.
           share: this process's part of the rows; their number must divide `num_shards`.
           prefetch: batches that a thread of each shard prepares ahead; 0 for none.
+          stall_seconds: how long a batch may take before StalledError; 0 waits for ever.
 
         Raises:
           ConfigError: the shares do not divide the shards.
@@ -60,6 +68,8 @@ class Loader(Iterator[Batch]):
                 f"processes that read; for example --set data.num_shards={works}"
             )
         own = num_shards // share.count
+        self._num_shards = num_shards
+        self._patience = Patience(stall_seconds, doing=longest_read)
         self._iterators = {}
         for shard in range(share.index * own, (share.index + 1) * own):
             dataset = stream(shard)
@@ -70,7 +80,12 @@ class Loader(Iterator[Batch]):
             self._iterators[shard] = iter(dataset)
 
     def __next__(self) -> Batch:
-        parts = [next(iterator) for iterator in self._iterators.values()]
+        parts = [
+            self._patience.call(
+                functools.partial(next, iterator), what=f"data shard {shard}/{self._num_shards}"
+            )
+            for shard, iterator in self._iterators.items()
+        ]
         if len(parts) == 1:
             return parts[0]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -78,6 +93,13 @@ class Loader(Iterator[Batch]):
     def get_state(self) -> LoaderState:
         """State of this process's shards, as of the last batch that was returned."""
         return {str(shard): it.get_state() for shard, it in self._iterators.items()}
+
+    @property
+    def skipped(self) -> int:
+        """Records of this process's shards that were skipped since the run began, as of the state:
+        up to where packing last began on new rows.
+        """
+        return sum(skipped_records(state) for state in self.get_state().values())
 
     def set_state(self, state: LoaderState) -> None:
         """Restores; `state` may hold more shards than this process owns.
@@ -94,9 +116,18 @@ class Loader(Iterator[Batch]):
             iterator.set_state(state[str(shard)])
 
     def close(self) -> None:
-        """Ends the prefetch threads; a thread that reads while Python exits aborts the process."""
-        for iterator in self._iterators.values():
-            iterator.close()
+        """Ends the prefetch threads; a thread that reads while Python exits aborts the process.
+
+        A read that hangs is not waited for beyond `CLOSE_SECONDS`.
+        """
+
+        def work() -> None:
+            for iterator in self._iterators.values():
+                iterator.close()
+
+        closing = threading.Thread(target=work, daemon=True, name="close loader")
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
 
 def gather_state(state: LoaderState) -> LoaderState:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from data_pipelines.skips import Skipped, usable_or_skipped
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import (
     CODECS,
@@ -46,6 +47,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+    def name(self, index: int) -> str:
+        """Which record of which file it is, for messages."""
+        ...
 
     def item(self, record: Any, task: Task, rng: np.random.Generator) -> Item | None: ...
 
@@ -248,7 +253,11 @@ class ExampleMaker:
     def training_example(
         self, source: Source, mix: TaskMix, record: Any, index: int, rng: np.random.Generator
     ) -> Example | None:
-        """An example with a random item of the record and caption dropout, or None."""
+        """An example with a random item of the record and caption dropout, or None.
+
+        Raises:
+          ValueError: the record holds values that are no numbers.
+        """
         item = source.item(record, mix.task, rng)
         if item is None:
             return None
@@ -265,7 +274,15 @@ class ExampleMaker:
             guided=not unguided,
         )
         example["loss_mask"] = example["loss_mask"] * np.float32(mix.loss_weight)
+        _check_finite(example)
         return example
+
+
+def _check_finite(example: Example) -> None:
+    """Raises ValueError where an example holds NaN or an infinity."""
+    for key, value in example.items():
+        if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+            raise ValueError(f"its {key} are not finite")
 
 
 def name_places(prompt: str, task: Task) -> str:
@@ -321,7 +338,10 @@ def mix_examples(
     shard: int,
     num_shards: int,
 ) -> grain.MapDataset:
-    """The endless stream of one data shard; elements without an item are None and dropped later.
+    """The endless stream of one data shard.
+
+    Elements without an item are None and dropped later; those of records that cannot be used are
+    `Skipped`, and `skips.count_skips` drops them.
 
     Args:
       sources: each task's records.
@@ -337,9 +357,12 @@ def mix_examples(
         indices = grain.MapDataset.range(shard, len(source), num_shards)
         stream = indices.seed(seed * 1009 + mix.task.id).shuffle().repeat()
 
-        def load(number, index, rng, mix=mix, source=source):
-            return maker.training_example(
-                source, mix, source[index], number * num_shards + shard, rng
+        def load(number, index, rng, mix=mix, source=source) -> Example | Skipped | None:
+            place = number * num_shards + shard
+            return usable_or_skipped(
+                lambda: source[index],
+                lambda record: maker.training_example(source, mix, record, place, rng),
+                name=lambda: source.name(index),
             )
 
         streams.append(_with_number(stream).random_map(_Load(load)))

@@ -8,12 +8,15 @@ A shard counts once its JSON file is there, which is written last. So a job that
 with the shards that are not finished.
 """
 
+import bisect
 import concurrent.futures
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
 from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -130,57 +133,130 @@ def check_entry(folder: AnyPath, name: str) -> dict[str, Any]:
     Raises:
       ShardError: it is not finished, or its files are not whole.
     """
+    entry = _read_entry(folder, name)
+    if problem := _missing((folder, name), entry):
+        raise ShardError(problem)
+    return entry
+
+
+def _read_entry(folder: AnyPath, name: str) -> dict[str, Any]:
     path = as_path(folder) / name
     described = path.with_suffix(".json")
     try:
         entry = json.loads(described.read_text())
-        records, size = int(entry["records"]), int(entry["bytes"])
+        return {**entry, "records": int(entry["records"]), "bytes": int(entry["bytes"])}
     except FileNotFoundError:
         raise ShardError(f"{path} is not finished") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{described} is damaged ({error!r})") from None
-    if records:
-        try:
-            found = path.stat().length
-        except FileNotFoundError:
-            raise ShardError(f"{path} is missing") from None
-        if found != size:
-            raise ShardError(f"{path} has {found} bytes instead of {size}")
-    return entry
+
+
+def _missing(place: tuple[AnyPath, str], entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with the size of a shard's file; None where nothing is."""
+    path = as_path(place[0]) / place[1]
+    return size_problem(path, entry["bytes"]) if entry["records"] else None
+
+
+def size_problem(path: AnyPath, size: int) -> str | None:
+    """Says that a file is missing or has another size; None where it is as it should be."""
+    try:
+        found = as_path(path).stat().length
+    except FileNotFoundError:
+        return f"{path} is missing"
+    return None if found == size else f"{path} has {found} bytes instead of {size}"
+
+
+class RecordFile(NamedTuple):
+    """A file of records: how many there should be, and why they cannot be read, if so."""
+
+    path: str
+    count: int
+    problem: str | None = None
+
+
+class _Part(NamedTuple):
+    """A file of known length in the form that ArrayRecordDataSource takes without opening it."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class Records(ArrayRecordDataSource):
+    """Random access to the records of files, in order, each with a name."""
+
+    def __init__(self, files: Sequence[RecordFile]):
+        """Opens no file: one that is lost is missed when its records are read."""
+        super().__init__([_Part(file.path, 0, file.count, file.count) for file in files])
+        self._names = [file.path for file in files]
+        self._ends = list(itertools.accumulate(file.count for file in files))
+
+    def name(self, index: int) -> str:
+        """The file of a record and its place there, from 0."""
+        file = bisect.bisect_right(self._ends, index)
+        return f"{self._names[file]} record {index - (self._ends[file - 1] if file else 0)}"
+
+
+def open_files(files: Sequence[RecordFile], *, spare: float = 0.0) -> Records:
+    """Opens files of records; those that are lost keep their places in the order.
+
+    Args:
+      files: all of them, each with its problem where one is known.
+      spare: the share of the records that may be lost; their reading fails.
+
+    Raises:
+      ShardError: more are lost; the message is the first problem.
+    """
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+        problems = list(pool.map(_problem, files))
+    lost = [(file, said) for file, said in zip(files, problems, strict=True) if said]
+    if sum(file.count for file, _ in lost) > spare * sum(file.count for file in files):
+        raise ShardError(lost[0][1])
+    for file, said in lost:
+        logging.warning("%s: its %d records will be skipped", said, file.count)
+    return Records(files)
+
+
+def _problem(file: RecordFile) -> str | None:
+    """Why a file's records cannot be read; None where they can."""
+    if file.problem:
+        return file.problem
+    try:
+        reader = array_record_module.ArrayRecordReader(file.path)
+        found = reader.num_records()
+        reader.close()
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"{file.path} is damaged ({error})"
+    if found != file.count:
+        return f"{file.path} has {found} records instead of {file.count}"
+    return None
 
 
 class Opened(NamedTuple):
     """Random access to the records of shards, in order, and what is known of each shard."""
 
-    records: ArrayRecordDataSource
+    records: Records
     entries: list[dict[str, Any]]
 
 
-def open_shards(places: Iterable[tuple[AnyPath, str]]) -> Opened | None:
+def open_shards(places: Iterable[tuple[AnyPath, str]], *, spare: float = 0.0) -> Opened | None:
     """Opens finished shards; None where none has a record.
 
     Args:
       places: folder and name of each.
+      spare: see `open_files`.
 
     Raises:
-      ShardError: one is not finished, not whole or damaged.
+      ShardError: one is not finished, or more than `spare` are not whole or damaged.
     """
     places = list(places)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
-        entries = list(pool.map(lambda place: check_entry(*place), places))
-    paths = [
-        str(as_path(folder) / name)
-        for (folder, name), entry in zip(places, entries, strict=True)
+        entries = list(pool.map(lambda place: _read_entry(*place), places))
+        problems = list(pool.map(_missing, places, entries))
+    files = [
+        RecordFile(str(as_path(folder) / name), entry["records"], problem)
+        for (folder, name), entry, problem in zip(places, entries, problems, strict=True)
         if entry["records"]
     ]
-    if not paths:
-        return None
-    try:
-        records = ArrayRecordDataSource(paths)
-        found = len(records)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ShardError(f"one of {paths[0]} and the other shards is damaged ({error})") from None
-    wanted = sum(entry["records"] for entry in entries)
-    if found != wanted:
-        raise ShardError(f"{paths[0]} and the other shards have {found} records, not {wanted}")
-    return Opened(records, entries)
+    return Opened(open_files(files, spare=spare), entries) if files else None

@@ -54,6 +54,7 @@ from unidiff_jax.train.state import (
     create_state,
     join,
 )
+from unidiff_jax.train.step import NO_LIMIT
 from unidiff_jax.train.workdir import model_configs, pixel_config
 from unidiff_jax.types import Batch
 
@@ -111,8 +112,12 @@ class Bench:
     @functools.cached_property
     def step(self) -> "CompiledStep":
         start = time.perf_counter()
-        compiled = self.program.step.lower(self.state, self.batches[0]).compile()
-        return CompiledStep(compiled, time.perf_counter() - start)
+        compiled = self.program.step.lower(self.state, self.batches[0], NO_LIMIT).compile()
+
+        def call(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+            return compiled(state, batch, NO_LIMIT)
+
+        return CompiledStep(call, time.perf_counter() - start)
 
     @functools.cached_property
     def state(self) -> TrainState:

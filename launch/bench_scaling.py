@@ -21,6 +21,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import Example, RowSize, make_example, stack_rows
 from unidiff_jax.tasks import get_task
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
+from unidiff_jax.train.step import NO_LIMIT
 
 Numbers = dict[str, Any]
 
@@ -104,7 +105,7 @@ def measure_depth(config: ConfigDict) -> Numbers:
         shapes = state_shapes(tried, program), batch_shapes(tried, sharding=program.rows)
         jax.clear_caches()
         started = time.perf_counter()
-        program.step.lower(*shapes).compile()
+        program.step.lower(*shapes, NO_LIMIT).compile()
         seconds[str(depth)] = time.perf_counter() - started
     first, last = seconds[str(DEPTHS[0])], seconds[str(DEPTHS[-1])]
     return {"seconds": seconds, "ratio": last / first}

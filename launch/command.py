@@ -26,6 +26,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -110,9 +111,11 @@ def run(
             os._exit(INTERRUPTED)
         except Exception as error:
             message = describe(error)
-            if message is None or flags.FLAGS.debug:
+            shown = None if flags.FLAGS.debug else message
+            _leave_at_once(error, shown)
+            if shown is None:
                 raise
-            _exit(message, FAILED)
+            _exit(shown, FAILED)
 
     keep_freed_memory()
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
@@ -166,10 +169,11 @@ def _mendable() -> tuple[type[Exception], ...]:
     from data_pipelines.curate.clips import ClipError, StoppedError
     from data_pipelines.curate.pairs import PairError
     from data_pipelines.encoded import EncodedError
-    from data_pipelines.encoder import TooManySkippedError
     from data_pipelines.miniworld.generate import GenerateError
     from data_pipelines.miniworld.manifest import RecordsError
+    from data_pipelines.patience import StalledError
     from data_pipelines.shards import ManifestError
+    from data_pipelines.skips import TooManySkippedError
     from data_pipelines.sources.base import SourceError
     from data_pipelines.subjects.package import PackageError
     from data_pipelines.subjects.records import SubjectError
@@ -178,6 +182,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
+    from unidiff_jax.train.guard import TrainingStoppedError
+    from unidiff_jax.train.incidents import IncidentError
 
     return (
         BenchmarkError,
@@ -187,6 +193,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         EncodedError,
         FolderError,
         GenerateError,
+        IncidentError,
         InputError,
         ManifestError,
         MappingError,
@@ -195,9 +202,11 @@ def _mendable() -> tuple[type[Exception], ...]:
         RecordsError,
         ReportError,
         SourceError,
+        StalledError,
         StoppedError,
         SubjectError,
         TooManySkippedError,
+        TrainingStoppedError,
     )
 
 
@@ -219,6 +228,33 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
+def _leave_at_once(error: Exception, message: str | None) -> None:
+    """Ends the process where Python's own end would wait: for the other processes of a job, which
+    end with this one, or for threads that hang in reading.
+    """
+    import jax
+
+    from data_pipelines.patience import StalledError
+    from unidiff_jax import processes
+
+    if not (processes.in_job() or isinstance(error, StalledError)):
+        return
+    if message is None:
+        traceback.print_exception(error)
+    else:
+        _print_error(message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reason = (message or f"{type(error).__name__}: {error}").splitlines()[0]
+    # a collective fails where another process is gone
+    processes.fail_job(reason, consequence=isinstance(error, jax.errors.JaxRuntimeError))
+    os._exit(FAILED)
+
+
 def _exit(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    _print_error(message)
     sys.exit(status)
+
+
+def _print_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)

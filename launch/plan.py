@@ -64,6 +64,7 @@ from unidiff_jax.text import END
 from unidiff_jax.train.loop import check_rows
 from unidiff_jax.train.program import batch_shapes, make_program, state_shapes
 from unidiff_jax.train.state import ModelParts
+from unidiff_jax.train.step import NO_LIMIT
 from unidiff_jax.train.workdir import model_configs, model_parts, on_latents, pixel_config
 
 HALF = 0.5
@@ -245,7 +246,7 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     program = make_program(config, mesh=mesh)
     batch = batch_shapes(config, sharding=program.rows)
     state = state_shapes(config, program)
-    step = compile_for(program.step, state, batch)
+    step = compile_for(program.step, state, batch, NO_LIMIT)
     parsed = hlo.parse(step.text)
     found = hlo.collectives(parsed)
     dit, text = model_configs(config)

@@ -11,17 +11,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def start(module, *args, compiled, devices=1, **settings):
-    """`python -m launch.MODULE` on so many simulated devices; settings are those of Popen.
+    """`python -m launch.MODULE`, or a script, on so many simulated devices; settings are those of
+    Popen.
 
     `compiled` is a folder for compiled programs.
     """
+    what = [module] if module.endswith(".py") else ["-m", f"launch.{module}"]
     flags = os.environ.get("XLA_FLAGS", "")
     return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{module}", *args],
+        [sys.executable, *what, *args],
         cwd=ROOT,
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
@@ -38,7 +41,7 @@ def start_job(module, *args, processes, devices, compiled, folder):
     started = []
     for i in range(processes):
         which = [f"--distributed={i}/{processes}@127.0.0.1:{port}"] if processes > 1 else []
-        log = folder / f"{module}-{port}-{i}.log"
+        log = folder / f"{pathlib.Path(module).stem}-{port}-{i}.log"
         with log.open("w") as file:
             process = start(
                 module,

@@ -1,29 +1,38 @@
 """Several processes of one job: who starts, who goes first, who reads which data.
 
 A job on a pod is the same program on every host. It differs from one process in things that are
-here: the processes find each other (`join_job`), one of them alone writes what all share
-(`first_alone`), each reads the rows that its devices hold (`data_share`), and work that is cut into
-pieces is dealt out (`own_pieces`).
+here: the processes find each other (`join_job`) and watch over each other (`watch`), one of them
+alone writes what all share (`first_alone`), each reads the rows that its devices hold
+(`data_share`), and work that is cut into pieces is dealt out (`own_pieces`).
 """
 
 import atexit
 import contextlib
 import functools
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.watch import Watch, end_process
 
 Piece = TypeVar("Piece")
 
-HEARTBEAT_SECONDS = 30
-"""A process that is silent for so long counts as dead, and the others end."""
+HEARTBEAT_SECONDS = 100
+"""A process whose JAX is silent for so long counts as dead to JAX, which ends the others and names
+nobody. `watch` is there before."""
+
+END_SECONDS = 10**6
+"""For all processes of a job to come to their end, while they are alive."""
 
 START_SECONDS = 300
 """For all processes of a job to be there."""
@@ -33,6 +42,12 @@ LAST_WORDS = (
     "or another process of the job died: the output of that one says why"
 )
 """What a process of a job says last, unless it comes to its own end."""
+
+LEADER_WORDS = (
+    "error: this process of a job ended before its time. If nothing above says why, it was killed, "
+    "or {} was, which holds the job together: its output says why"
+)
+"""The same where process 0 is known: the loss of any other is found and told by `watch`."""
 
 
 def join_job(which: str) -> None:
@@ -63,6 +78,7 @@ def join_job(which: str) -> None:
             raise ConfigError(
                 f"--distributed=auto: {error}; by hand it is --distributed=0/2@HOST:PORT"
             ) from None
+        _start_watch()
         return
     parts = re.fullmatch(r"(\d+)/(\d+)@(\S+:\d+)", which)
     if not parts or int(parts[1]) >= int(parts[2]):
@@ -76,23 +92,88 @@ def join_job(which: str) -> None:
         process_id=int(parts[1]),
         **settings,
     )
+    _start_watch()
+
+
+_shell: subprocess.Popen[str] | None = None
+_watch: Watch | None = None
 
 
 def _leave_last_words() -> None:
-    """Has a shell print `LAST_WORDS` when this process is gone, unless Python ends as it should.
+    """Has a shell print `LAST_WORDS`, or a later line on its input, when this process is gone,
+    unless Python ends as it should.
 
-    JAX ends a process whose job has lost another one from C++, with a stack of many lines, and
+    JAX ends a process whose job has lost process 0 from C++, with a stack of many lines, and
     its hook for that cannot be a Python function (jaxlib 0.10 fails to hand over the status).
     """
-    shell = subprocess.Popen(
-        ["sh", "-c", 'read -r end || echo "$0" >&2', LAST_WORDS], stdin=subprocess.PIPE, text=True
+    global _shell
+    script = (
+        'words=$0; while read -r line; do words=$line; done; [ "$words" = end ] || echo "$words"'
     )
+    _shell = subprocess.Popen(
+        ["sh", "-c", f"{script} >&2", LAST_WORDS], stdin=subprocess.PIPE, text=True, bufsize=1
+    )
+    atexit.register(_end_job)
 
-    def say_end() -> None:
-        jax.distributed.shutdown()  # waits for the others, and fails where one died
-        shell.communicate("end\n")
 
-    atexit.register(say_end)
+def _silence() -> None:
+    """Takes the last words back: others were found."""
+    if _shell is not None and _shell.poll() is None:
+        _shell.communicate("end\n")
+
+
+def _start_watch() -> None:
+    """Begins to watch over the others; their loss ends this process."""
+    global _watch
+    index, count = global_state.process_id, global_state.num_processes
+    if count == 1:
+        return
+
+    def end(sentence: str) -> None:
+        _silence()
+        end_process(sentence)
+
+    def heard(leader: str) -> None:
+        if index > 0 and _shell is not None and _shell.stdin is not None:
+            _shell.stdin.write(LEADER_WORDS.format(leader) + "\n")
+
+    _watch = Watch(global_state.client, index=index, count=count, on_loss=end, on_leader=heard)
+    _watch.start()
+
+
+def _end_job() -> None:
+    """At the end of Python: waits for the others, unless this process failed."""
+    error = getattr(sys, "last_value", None)
+    if _watch is not None:
+        if error is not None:
+            fail_job(f"{type(error).__name__}: {error}")
+            _silence()
+            os._exit(1)  # the ordinary way out would wait for the others
+        global_state.client.wait_at_barrier("unidiff/end", timeout_in_ms=1000 * END_SECONDS)
+        _watch.stop()
+    jax.distributed.shutdown()
+    _silence()
+
+
+def in_job() -> bool:
+    """Whether this process is one of several."""
+    return _watch is not None
+
+
+def fail_job(reason: str, *, consequence: bool = False) -> None:
+    """Tells the others of the job why this process ends; it should end then by `os._exit`.
+
+    Args:
+      reason: one line.
+      consequence: the error may come from the loss of another process, as that of a collective
+        does. Then it is first waited for the watch, which ends this process with a better reason.
+    """
+    if _watch is None:
+        return
+    if consequence:
+        _watch.await_loss()
+    _watch.fail(reason)
+    _silence()
 
 
 @contextlib.contextmanager
@@ -117,6 +198,15 @@ def meet(what: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def gather_numbers(values: Sequence[float]) -> np.ndarray:
+    """Every process's numbers, float64 (processes, numbers); all processes call it together."""
+    if jax.process_count() == 1:
+        return np.asarray([values], np.float64)
+    # as bytes: JAX would round them to 32 bits
+    own = np.frombuffer(np.asarray(values, np.float64).tobytes(), np.uint8)
+    return np.asarray(multihost_utils.process_allgather(own)).view(np.float64)
 
 
 def own_pieces(pieces: Sequence[Piece]) -> Sequence[Piece]:

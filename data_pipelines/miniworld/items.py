@@ -77,6 +77,7 @@ class MiniWorldSource:
         edit_kinds: Sequence[str] = (),
         min_reference_objects: int = 1,
         num_captions: int | None = None,
+        spare: float = 0.0,
     ):
         """Opens a split.
 
@@ -88,8 +89,9 @@ class MiniWorldSource:
             object the expression tells nothing).
           num_captions: use the first so many captions; the first names every object with its
             colour, the others may leave some out. None is all.
+          spare: see `open_records`.
         """
-        self._records = open_records(folder, split)
+        self._records = open_records(folder, split, spare=spare)
         self._edit_kinds = frozenset(edit_kinds)
         self._min_reference_objects = min_reference_objects
         self._num_captions = num_captions
@@ -99,6 +101,9 @@ class MiniWorldSource:
 
     def __getitem__(self, index: int) -> Record:
         return decode(self._records[index])
+
+    def name(self, index: int) -> str:
+        return self._records.name(index)
 
     def item(
         self, record: Record, task: Task, rng: np.random.Generator

@@ -10,12 +10,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from etils import epath
 
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.miniworld import manifest as manifests
 from data_pipelines.miniworld.manifest import SCHEMA, RecordsError
+from data_pipelines.shards import RecordFile, Records, ShardError, open_files, size_problem
 from unidiff_jax.paths import AnyPath, as_path
 
 _KEY = "miniworld"
@@ -108,7 +107,7 @@ def decode(blob: bytes) -> Record:
         raise RecordsError(f"damaged MiniWorld record: {error}") from None
 
 
-def open_records(folder: AnyPath, split: str) -> ArrayRecordDataSource:
+def open_records(folder: AnyPath, split: str, *, spare: float = 0.0) -> Records:
     """Random access to the encoded records of one split; works as a Grain source.
 
     Example:
@@ -118,6 +117,7 @@ def open_records(folder: AnyPath, split: str) -> ArrayRecordDataSource:
     Args:
       folder: a folder that `launch.miniworld` has rendered, local or in a bucket.
       split: train, validation, test or heldout.
+      spare: the share of the records that may be lost with their files (`shards.open_files`).
 
     Raises:
       RecordsError: another schema, a split that was not rendered, or a missing or damaged file;
@@ -131,41 +131,19 @@ def open_records(folder: AnyPath, split: str) -> ArrayRecordDataSource:
     if not shards:
         rendered = sorted(name for name, count in settings.counts.items() if count)
         raise RecordsError(f"{folder} has no split {split!r}; it has {', '.join(rendered)}")
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
-        sizes = dict(zip(shards, pool.map(_size, [folder / name for name in shards]), strict=True))
-    paths = []
-    for name, indices in shards.items():
-        path, entry, size = folder / name, manifest.files.get(name), sizes[name]
-        problem = None
+
+    def find(name: str) -> RecordFile:
+        path, entry, count = folder / name, manifest.files.get(name), len(shards[name])
         if entry is None:
-            problem = "is not rendered yet"
-        elif size is None:
-            problem = "is missing"
-        elif size != entry["bytes"]:
-            problem = f"has {size} bytes instead of {entry['bytes']}"
-        elif entry["records"] != len(indices):
-            problem = f"has {entry['records']} records instead of {len(indices)}"
-        if problem:
-            raise RecordsError(f"{path} {problem}; render it again with: {command}")
-        paths.append(str(path))
-    try:
-        source = ArrayRecordDataSource(paths)
-        num_records = len(source)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise RecordsError(
-            f"a {split} file in {folder} is damaged ({error}); render it again with: {command}"
-        ) from None
-    if num_records != settings.counts[split]:
-        raise RecordsError(
-            f"{folder} has {num_records} {split} records instead of {settings.counts[split]}; "
-            f"render it again with: {command}"
-        )
-    return source
+            return RecordFile(str(path), count, f"{path} is not rendered yet")
+        if entry["records"] != count:
+            problem = f"{path} has {entry['records']} records instead of {count}"
+            return RecordFile(str(path), count, problem)
+        return RecordFile(str(path), count, size_problem(path, entry["bytes"]))
 
-
-def _size(path: epath.Path) -> int | None:
-    """Bytes of a file, None where there is none."""
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket answers slowly
+        files = list(pool.map(find, shards))
     try:
-        return path.stat().length
-    except FileNotFoundError:
-        return None
+        return open_files(files, spare=spare)
+    except ShardError as error:
+        raise RecordsError(f"{error}; render it again with: {command}") from None

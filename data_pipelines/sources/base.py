@@ -73,10 +73,17 @@ def read_picture(data: bytes, *, name: str) -> Image.Image:
 
 
 def draw_field(value: Any, *, codec: str) -> Any:
-    """A frame's value as a picture, drawn by its codec; of a list of values, a list of pictures."""
+    """A frame's value as a picture, drawn by its codec; of a list of values, a list of pictures.
+
+    Raises:
+      SampleError: a value is no number.
+    """
     if isinstance(value, list):
         return [draw_field(one, codec=codec) for one in value]
-    return Image.fromarray(CODECS["rgb"].read(CODECS[codec].draw(value)))
+    drawn = CODECS[codec].draw(value)
+    if not np.isfinite(drawn).all():
+        raise SampleError(f"its {codec} has values that are not finite")
+    return Image.fromarray(CODECS["rgb"].read(drawn))
 
 
 def check_index(index: int, count: int) -> None:

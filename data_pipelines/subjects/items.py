@@ -95,6 +95,9 @@ class SubjectScenes:
         """The subject of which a scene is to be drawn."""
         return decode_subject(self._records[range(len(self))[index] % len(self._records)])
 
+    def name(self, index: int) -> str:
+        return self._records.name(range(len(self))[index] % len(self._records))
+
     def prompts(self, index: int, rng: np.random.Generator) -> list[str]:
         """Texts of a random scene, for training a tokenizer."""
         things = self._company(self[index], rng)

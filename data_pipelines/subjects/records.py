@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
-from data_pipelines.shards import ManifestError, ShardError
+from data_pipelines.shards import ManifestError, Records, ShardError
 from data_pipelines.subjects.names import kind_of, to_words
 from data_pipelines.subjects.package import GROUPS, Listed, digest, list_subjects, read_look
 from unidiff_jax.config import ConfigError
@@ -195,7 +194,7 @@ def decode_subject(blob: bytes) -> Subject:
 class OpenedSubjects:
     """A split's records, what they are called, and the pixels a side of their looks."""
 
-    records: ArrayRecordDataSource
+    records: Records
     words: list[str]
     groups: list[str]
     size: int

@@ -14,10 +14,10 @@ from data_pipelines.encoded import EncodedError, EncodedExample, EncodedSource
 from data_pipelines.encoder import (
     EncodeSettings,
     Guides,
-    TooManySkippedError,
     encode_dataset,
     split_plan,
 )
+from data_pipelines.skips import TooManySkippedError
 from data_pipelines.sources.base import SampleError
 from data_pipelines.sources.tags import AddedTags
 from unidiff_jax import cameras

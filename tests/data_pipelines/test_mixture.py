@@ -29,6 +29,9 @@ class Numbers:
     def __getitem__(self, index):
         return index
 
+    def name(self, index):
+        return f"number {index}"
+
     def item(self, record, task, rng):
         if (record, task.name) in self._without:
             return None

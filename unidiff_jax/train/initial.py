@@ -27,7 +27,8 @@ from unidiff_jax.models.vae import VAEConfig
 from unidiff_jax.sample.denoiser import NextDiTConfig
 from unidiff_jax.sample.encoders import Part, released_text_config, text_parts
 from unidiff_jax.train.checkpoint import load_average
-from unidiff_jax.train.state import ModelParts, join
+from unidiff_jax.train.program import Program
+from unidiff_jax.train.state import ModelParts, TrainState, create_state, join
 from unidiff_jax.train.workdir import load_workdir_config, model_configs, sees_pixels
 from unidiff_jax.types import Params
 
@@ -72,6 +73,18 @@ def check_released(config: ConfigDict) -> None:
         ]
     if faults:
         raise ConfigError(f"init: the weights are of another model: {'; '.join(faults)}")
+
+
+def first_state(config: ConfigDict, program: Program, *, trained: bool = True) -> TrainState:
+    """The state before the first step; arguments and errors are those of `load_released`."""
+    places = join(program.shardings.params, program.shardings.frozen)
+    return create_state(
+        program.model,
+        program.optimizer,
+        seed=config.seed,
+        shardings=program.shardings,
+        released=load_released(config, program.model, shardings=places, trained=trained),
+    )
 
 
 def load_released(

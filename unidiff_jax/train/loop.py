@@ -16,19 +16,21 @@ from data_pipelines.build import check_data, heldout_batches, make_loader, make_
 from data_pipelines.loader import gather_state, to_devices, whole_to_devices
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
-from unidiff_jax.processes import data_share, first_alone
+from unidiff_jax.processes import data_share, first_alone, gather_numbers
 from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.goodput import Goodput, summarize_goodput
-from unidiff_jax.train.initial import check_released, load_released
+from unidiff_jax.train.guard import Guard, GuardConfig
+from unidiff_jax.train.incidents import Origin, handle_bad_steps
+from unidiff_jax.train.initial import check_released, first_state
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_schedule
+from unidiff_jax.train.pace import Pace
 from unidiff_jax.train.profile import Profile
-from unidiff_jax.train.program import make_program
+from unidiff_jax.train.program import Program, make_program
 from unidiff_jax.train.state import (
     TrainState,
     count_parameters,
-    create_state,
     join,
 )
 from unidiff_jax.train.workdir import claim_workdir
@@ -50,6 +52,19 @@ def check_rows(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
+def return_to(
+    step: int, state: TrainState, checkpoints: Checkpoints, config: ConfigDict, program: Program
+) -> TrainState:
+    """The state of a checkpoint, or the first one for step 0, in the place of `state`."""
+    shapes = abstract_state(state)
+    for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)):
+        leaf.delete()  # there may be no room for two
+    if not step:
+        return first_state(config, program, trained=True)
+    found = checkpoints.restore(dataclasses.replace(shapes, frozen={}), step=step).state
+    return dataclasses.replace(found, frozen=state.frozen)
+
+
 def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     """Trains to `config.train.num_steps`, continuing what the workdir holds.
 
@@ -62,6 +77,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
 
     Raises:
       ConfigError: the config cannot work, or the workdir holds another one.
+      StalledError, TooManySkippedError: the data do not come, or are damaged.
+      TrainingStoppedError: too many steps in a row went wrong.
     """
     workdir = as_path(workdir)
     num_steps = config.train.num_steps
@@ -74,6 +91,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     states = check_data(config)
     check_released(config)
     check_rows(config, mesh)
+    guard_config = GuardConfig(**config.train.get("guard", {}))
     profile = Profile(
         workdir, start=config.train.profile_start, num_steps=config.train.profile_steps
     )
@@ -94,15 +112,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     # -------------------------------------------------------------------------- state and restore
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
     first_step = checkpoints.latest_step() or 0
-    places = join(program.shardings.params, program.shardings.frozen)
-    released = load_released(config, model, shardings=places, trained=first_step == 0)
-    state = create_state(
-        model,
-        program.optimizer,
-        seed=config.seed,
-        shardings=program.shardings,
-        released=released,
-    )
+    state = first_state(config, program, trained=first_step == 0)
     logging.info(
         "%.2f M parameters trained, %.2f M frozen, on %d devices",
         count_parameters(state.params) / 1e6,
@@ -116,6 +126,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         clock = restored.clock
         loader.set_state(restored.loader)
         logging.info("continuing at step %d", first_step)
+    guard = Guard(guard_config, clock.pop("guard", None))
+    origin = Origin(first_step, gather_state(loader.get_state()), guard.state())
     writer = MetricWriter(workdir, first_step=first_step)
     previews = Previews(config, tokenizer=tokenizer, mesh=mesh, workdir=workdir)
     schedule = make_schedule(OptimConfig(**config.optim), num_steps=num_steps)
@@ -131,26 +143,45 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     )
     total = None  # loss table since the last log
     skipped = []
+    pace = Pace()
     started = time.monotonic() - clock["train_seconds"]
     logged = time.monotonic()
     step = first_step
     account.begin(step)
     try:
         while step < num_steps:
-            with account.part("data"):
-                batch = to_devices(next(loader), mesh=mesh)
+            with account.part("data"), pace.own():
+                rows = next(loader)
+                batch = to_devices(rows, mesh=mesh)
             profile.before(step, state)
             with (
                 account.part("compile") if step == first_step else contextlib.nullcontext(),
                 jax.profiler.StepTraceAnnotation("train", step_num=step),
             ):
-                state, metrics = program.step(state, batch)
+                limit = guard.limit(step)
+                state, metrics = program.step(state, batch, limit)
+            bad_steps = guard.judge(step, metrics["verdict"], rows, limit=limit)
             step += 1
             profile.after(step, state)
             bar.update()
             table = metrics.pop("table")
             total = table if total is None else jax.tree.map(jnp.add, total, table)
             skipped.append(metrics["skipped"])
+
+            is_saved = step % config.train.save_every == 0 or step == num_steps
+            if bad_steps := bad_steps + (guard.drain() if is_saved else []):
+                checkpoints.wait()
+                handle_bad_steps(bad_steps, guard, workdir, origin=origin, share=data_share(mesh))
+                if guard.rolls_back:
+                    state = return_to(origin.step, state, checkpoints, config, program)
+                    step = origin.step
+                    guard.restore({**origin.guard, "in_a_row": bad_steps[-1].in_a_row})
+                    origin = Origin(step, gather_state(loader.get_state()), guard.state())
+                    writer.close()
+                    writer = MetricWriter(workdir, first_step=step)
+                    total, skipped, logged = None, [], time.monotonic()
+                    bar.n = step
+                    continue
 
             if step % config.train.log_every == 0 or step == num_steps:
                 values = summarize(total, prefix="train")
@@ -159,9 +190,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     "grad_norm": float(metrics["grad_norm"]),
                     "learning_rate": float(schedule(step - 1)),
                     "skipped_steps": int(sum(int(s) for s in skipped)),
+                    "skipped_records": int(gather_numbers([loader.skipped]).sum()),
                     "steps_per_second": len(skipped) / (now - logged),
                     "train_seconds": now - started,
                 }
+                values |= pace.compare(
+                    num_steps=len(skipped), seconds_per_step=1 / values["steps_per_second"]
+                )
                 writer.scalars(step, values)
                 account.row(step)
                 bar.set_postfix(loss=f"{values['train/loss']:.4f}")
@@ -182,18 +217,24 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     sheet = previews.draw(join(state.frozen, state.ema), step=step)
                     writer.picture(step, "samples", sheet)
 
-            if step % config.train.save_every == 0 or step == num_steps:
+            if is_saved:
                 jax.block_until_ready(state)
                 with account.part("save"):
                     clock["train_seconds"] = time.monotonic() - started
                     writer.flush()  # a run that goes on from here has the rows up to it
                     # before next(): the saved stream continues with the batch that comes next
+                    guard.saved()
+                    origin = Origin(step, gather_state(loader.get_state()), guard.state())
                     checkpoints.save(
-                        state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
+                        state,
+                        step=step,
+                        loader=origin.loader,
+                        clock=clock | {"guard": origin.guard},
                     )
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
+        loader.close()
         try:
             profile.close(step, state)
             with account.part("save"):

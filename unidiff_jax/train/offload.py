@@ -36,9 +36,9 @@ def with_moments_on_device(
 ) -> Callable[..., Any]:
     """A train step that takes and gives moments as `kept`, and works on them as `used`."""
 
-    def moved(state: TrainState, batch: Any):
+    def moved(state: TrainState, *args: Any):
         near = jax.device_put(state.opt_state, used.opt_state)
-        state, metrics = step(dataclasses.replace(state, opt_state=near), batch)
+        state, metrics = step(dataclasses.replace(state, opt_state=near), *args)
         far = jax.device_put(state.opt_state, kept.opt_state)
         return dataclasses.replace(state, opt_state=far), metrics
 

@@ -34,7 +34,7 @@ class Program(NamedTuple):
       optimizer: of the trained parameters.
       shardings: a `TrainState` of shardings.
       rows: sharding of a batch.
-      step: jitted `(state, batch) -> (state, metrics)`; the state is donated.
+      step: jitted `(state, batch, limit) -> (state, metrics)`; the state is donated.
       score: jitted `(params, batch, key) -> LossTable`.
     """
 
@@ -87,7 +87,7 @@ def make_program(config: ConfigDict, *, mesh: Mesh | None = None) -> Program:
         rows=rows,
         step=jax.jit(
             on_mesh(step, mesh, rules=config.mesh.rules),
-            in_shardings=(shardings, rows),
+            in_shardings=(shardings, rows, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
             compiler_options=compiler_options(

@@ -6,10 +6,11 @@ packed batches give the same gradient as one big unpacked batch.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -23,6 +24,9 @@ from unidiff_jax.types import Batch, Params, take_rows
 NUM_BINS = 10
 """Noise levels are logged in this many equal bins of [0, 1]."""
 
+NO_LIMIT = np.float32(np.inf)
+"""A bound of the gradient's norm that no finite one is above."""
+
 NUM_TASKS = 1 + max(task.id for task in TASKS.values())
 
 
@@ -35,6 +39,32 @@ class LossTable:
     weight: Float[Array, "n bins"]
 
 
+class Scored(NamedTuple):
+    """Weighted squared error of each token, and what it was scored at."""
+
+    error: Float[Array, "b t"]
+    sigma: Float[Array, "b t"]
+
+
+def score_tokens(
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    config: flow.FlowConfig,
+) -> Scored:
+    """Each token's loss at noise levels and noise drawn from `key`, before its weight."""
+    model = nnx.merge(graphdef, params)
+    batch = flow.draw_latents(key, model.encode_pixels(batch))
+    noise = flow.draw_noise(key, batch)
+    sigma = flow.draw_sigma(key, batch, config)
+    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
+    output = model(batch, noised)
+    error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
+    return Scored(error, noised.token_sigma)
+
+
 def loss_table(
     params: Params,
     batch: Batch,
@@ -44,16 +74,10 @@ def loss_table(
     config: flow.FlowConfig,
 ) -> LossTable:
     """Scores a batch at noise levels and noise drawn from `key`."""
-    model = nnx.merge(graphdef, params)
-    batch = flow.draw_latents(key, model.encode_pixels(batch))
-    noise = flow.draw_noise(key, batch)
-    sigma = flow.draw_sigma(key, batch, config)
-    noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
-    output = model(batch, noised)
-    error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
+    error, sigma = score_tokens(params, batch, key, graphdef=graphdef, config=config)
     weight = batch.loss_mask
     task = take_rows(batch.task, batch.token_segment)
-    bins = jnp.clip((noised.token_sigma * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
+    bins = jnp.clip((sigma * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
     cell = jax.nn.one_hot(task * NUM_BINS + bins, NUM_TASKS * NUM_BINS)
 
     def table(values):
@@ -112,14 +136,15 @@ def make_train_step(
     flow_config: flow.FlowConfig,
     optim_config: OptimConfig,
     num_microbatches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """Makes `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """Makes `(state, batch, limit) -> (state, metrics)`, to be jitted with the state donated.
 
-    A step whose loss or gradient is not finite changes nothing but the step count, and says so in
-    `metrics["skipped"]`.
+    A step whose loss or gradient is not finite, or whose gradient's norm is above `limit`, changes
+    nothing but the step count, and says so in `metrics["skipped"]`. `metrics["verdict"]` is loss,
+    norm and skipped in one array, for the host to look at (`guard`).
     """
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, limit: Any = NO_LIMIT):
         key = jax.random.fold_in(state.key, state.step)
         table, grads = loss_and_gradient(
             state.params,
@@ -132,7 +157,7 @@ def make_train_step(
         )
         loss = jnp.sum(table.error) / jnp.maximum(jnp.sum(table.weight), 1e-8)
         grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (grad_norm <= limit)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -140,7 +165,7 @@ def make_train_step(
         ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
 
         def keep(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         new_state = TrainState(
             step=state.step + 1,
@@ -155,7 +180,8 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "skipped": 1 - finite.astype(jnp.int32),
+            "skipped": 1 - good.astype(jnp.int32),
+            "verdict": jnp.stack([loss, grad_norm, 1.0 - good]).astype(jnp.float32),
             "table": table,
         }
         return new_state, metrics

@@ -1,4 +1,6 @@
-"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, profile/, report/."""
+"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, incidents/, profile/,
+report/.
+"""
 
 import json
 
@@ -97,7 +99,10 @@ FREE_KEYS = (
     "train.profile_start",
     "train.profile_steps",
     "train.compiler_options",
+    "train.guard.",
     "data.prefetch",
+    "data.max_skipped",
+    "data.stall_seconds",
     "data.read_threads",
     "data.folder",
     "eval.",

@@ -87,7 +87,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     # --------------------------------------------------------------------------- config and program
     # before the workdir is claimed, so that a run that cannot start leaves it free
     program = make_program(config)
-    mesh, model = program.mesh, program.model
+    mesh = program.mesh
     states = check_data(config)
     check_released(config)
     check_rows(config, mesh)

@@ -38,8 +38,9 @@ from unidiff_jax.paths import bucket_fault
 # Flags defined by the functions below count as the main's own, so that its --help lists them.
 flags.disclaim_key_flags()
 
-# Exit statuses, as shells use them: an interrupt is 128 + the number of its signal.
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+# Exit statuses, as shells use them: the end by a signal is 128 + its number. A wrong config is
+# wrong usage like a wrong flag: nothing comes of starting it again.
+FAILED, WRONG_USAGE, INTERRUPTED, PREEMPTED = 1, 2, 130, 143
 
 
 def define_config_flags(default: str | None = None) -> None:
@@ -90,7 +91,8 @@ def run(
       argv: the command line, `sys.argv` by default.
 
     Raises:
-      SystemExit: always; 0 or main's status, 1 for an error, 2 for wrong flags, 130 for Ctrl-C.
+      SystemExit: always; 0 or main's status, 1 for an error, 2 for wrong flags or a wrong config,
+        130 for Ctrl-C, 143 for SIGTERM where the state is saved.
 
     Example:
       >>> run(main, define_flags=define_flags)  # the last line of a main's module
@@ -109,10 +111,11 @@ def run(
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         except Exception as error:
+            _leave_if_preempted(error)
             message = describe(error)
             if message is None or flags.FLAGS.debug:
                 raise
-            _exit(message, FAILED)
+            _exit(message, WRONG_USAGE if isinstance(error, ConfigError) else FAILED)
 
     keep_freed_memory()
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
@@ -160,6 +163,21 @@ def describe(error: Exception) -> str | None:
     return None
 
 
+def _leave_if_preempted(error: Exception) -> None:
+    """Ends the command that was told to, when its state is saved."""
+    import jax
+
+    from unidiff_jax.train.preemption import PreemptedError
+
+    if not isinstance(error, PreemptedError):
+        return
+    print(f"{error}; the same command goes on from there", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if jax.process_count() > 1:  # the processes of a job take leave of each other
+        sys.exit(PREEMPTED)
+    os._exit(PREEMPTED)  # as after Ctrl-C
+
+
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
     from data_pipelines.curate.checkpoints import CheckpointError
@@ -177,11 +195,14 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
+    from unidiff_jax.train.checkpoint import DamagedError
+    from unidiff_jax.train.lock import WorkdirBusyError
 
     return (
         CheckpointError,
         ClipError,
         ConfigError,
+        DamagedError,
         EncodedError,
         FolderError,
         GenerateError,
@@ -196,6 +217,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         StoppedError,
         SubjectError,
         TooManySkippedError,
+        WorkdirBusyError,
     )
 
 

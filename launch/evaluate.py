@@ -120,10 +120,12 @@ def report_folder(workdir: AnyPath, *, split: str = "test") -> epath.Path:
 
 
 def latest_step(workdir: AnyPath) -> int:
-    """Step of the newest checkpoint; raises FileNotFoundError where there is none."""
-    checkpoints = Checkpoints(as_path(workdir) / "checkpoints")
-    step = checkpoints.latest_step()
-    checkpoints.close()
+    """Step of the newest whole checkpoint; raises FileNotFoundError where there is none."""
+    checkpoints = Checkpoints(as_path(workdir) / "checkpoints", beside_training=True)
+    try:
+        step = checkpoints.newest_whole(items=("ema",))
+    finally:
+        checkpoints.close()
     if step is None:
         raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
     return step

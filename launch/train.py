@@ -4,7 +4,8 @@
     python -m launch.train --config configs/quickstart.py:tiny --workdir /tmp/run \\
         --set train.num_steps=20
 
-Started again in the same workdir it continues with the newest checkpoint.
+Started again in the same workdir it continues with the newest checkpoint. SIGTERM has it save and
+end with status 143; what else can happen to it is in docs/reliability.md.
 """
 
 from absl import flags
@@ -12,6 +13,7 @@ from absl import flags
 from launch import command
 from unidiff_jax.processes import join_job
 from unidiff_jax.train.loop import train
+from unidiff_jax.train.preemption import GRACE_SECONDS
 
 
 def define_flags() -> None:
@@ -21,6 +23,9 @@ def define_flags() -> None:
         "runs/quickstart",
         "Folder of the run, or gs://bucket/...; continued if it exists.",
     )
+    flags.DEFINE_float(
+        "grace", GRACE_SECONDS, "Seconds from SIGTERM until it ends, saved or not.", lower_bound=1.0
+    )
     command.define_distributed_flag()
 
 
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> None:
     config = command.config_from_flags()
     join_job(flags.FLAGS.distributed)
     command.quiet_libraries()
-    train(config, flags.FLAGS.workdir)
+    train(config, flags.FLAGS.workdir, grace=flags.FLAGS.grace)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ pieces is dealt out (`own_pieces`).
 import atexit
 import contextlib
 import functools
+import json
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -117,6 +119,21 @@ def meet(what: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def gather_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The processes' dicts as one, on every process; all call it together."""
+    if jax.process_count() == 1:
+        return values
+    blob = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(blob))))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(blob)] = blob
+    blobs = np.asarray(multihost_utils.process_allgather(padded))
+    merged: dict[str, Any] = {}
+    for row, length in zip(blobs, lengths, strict=True):
+        merged |= json.loads(row[: int(length)].tobytes())
+    return merged
 
 
 def own_pieces(pieces: Sequence[Piece]) -> Sequence[Piece]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.paths import AnyPath, append_line, as_path, full_disk_borne
 
 FILE = "goodput.jsonl"
 PARTS = ("init", "compile", "data", "evaluate", "save")
@@ -72,13 +72,8 @@ class Goodput:
             "step": step,
             "seconds": self._seconds,
         }
-        line = json.dumps(row) + "\n"
-        if is_remote(self._path):  # no append in a bucket
-            before = self._path.read_text() if self._path.exists() else ""
-            self._path.write_text(before + line)
-            return
-        with self._path.open("a") as file:
-            file.write(line)
+        with full_disk_borne(FILE):
+            append_line(self._path, json.dumps(row))
 
 
 def summarize_goodput(workdir: AnyPath) -> dict[str, float]:

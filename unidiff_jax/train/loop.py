@@ -21,8 +21,10 @@ from unidiff_jax.sample.previews import Previews
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.goodput import Goodput, summarize_goodput
 from unidiff_jax.train.initial import check_released, load_released
+from unidiff_jax.train.lock import locked_workdir
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_schedule
+from unidiff_jax.train.preemption import GRACE_SECONDS, Notice, PreemptedError
 from unidiff_jax.train.profile import Profile
 from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import (
@@ -50,20 +52,30 @@ def check_rows(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
+def train(config: ConfigDict, workdir: AnyPath, *, grace: float = GRACE_SECONDS) -> TrainState:
     """Trains to `config.train.num_steps`, continuing what the workdir holds.
 
     Args:
       config: see `configs/quickstart.py`.
       workdir: made when absent; local or `gs://bucket/...`.
+      grace: seconds that a save after SIGTERM may take.
 
     Returns:
       The final state.
 
     Raises:
       ConfigError: the config cannot work, or the workdir holds another one.
+      WorkdirBusyError: another job trains there.
+      DamagedError: the workdir has checkpoints, and none can be used.
+      PreemptedError: SIGTERM came, and the state is saved.
     """
-    workdir = as_path(workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, as_path(workdir), held, grace=grace)
+
+
+def _train(
+    config: ConfigDict, workdir: AnyPath, held: contextlib.ExitStack, *, grace: float
+) -> TrainState:
     num_steps = config.train.num_steps
     account = Goodput(workdir)
 
@@ -80,6 +92,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
 
     # ------------------------------------------------------------------------------------ workdir
     with first_alone("workdir"):
+        held.enter_context(locked_workdir(workdir))
         claim_workdir(config, workdir)
 
     # -------------------------------------------------------------------------------------- input
@@ -92,8 +105,10 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     ]
 
     # -------------------------------------------------------------------------- state and restore
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
-    first_step = checkpoints.latest_step() or 0
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every
+    )
+    first_step = checkpoints.newest_whole() or 0
     places = join(program.shardings.params, program.shardings.frozen)
     released = load_released(config, model, shardings=places, trained=first_step == 0)
     state = create_state(
@@ -134,6 +149,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     started = time.monotonic() - clock["train_seconds"]
     logged = time.monotonic()
     step = first_step
+    notice = held.enter_context(Notice(grace=grace))
     account.begin(step)
     try:
         while step < num_steps:
@@ -151,8 +167,10 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
             table = metrics.pop("table")
             total = table if total is None else jax.tree.map(jnp.add, total, table)
             skipped.append(metrics["skipped"])
+            preempted = notice.reached(step)
+            is_last = preempted or step == num_steps
 
-            if step % config.train.log_every == 0 or step == num_steps:
+            if step % config.train.log_every == 0 or is_last:
                 values = summarize(total, prefix="train")
                 now = time.monotonic()
                 values |= {
@@ -182,7 +200,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     sheet = previews.draw(join(state.frozen, state.ema), step=step)
                     writer.picture(step, "samples", sheet)
 
-            if step % config.train.save_every == 0 or step == num_steps:
+            if step % config.train.save_every == 0 or is_last:
                 jax.block_until_ready(state)
                 with account.part("save"):
                     clock["train_seconds"] = time.monotonic() - started
@@ -191,6 +209,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     checkpoints.save(
                         state, step=step, loader=gather_state(loader.get_state()), clock=dict(clock)
                     )
+            if preempted:
+                break
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
@@ -201,6 +221,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         finally:
             writer.close()
             account.row(step)
+    if step < num_steps:
+        raise PreemptedError(step, workdir)
     if jax.process_index() == 0:
         logging.info("goodput %.1f %%", 100 * summarize_goodput(workdir)["goodput"])
     return state

@@ -201,7 +201,7 @@ for step in range(1, 8):
         fill()
     if step == 4:
         ballast.unlink()
-    writer.scalars(step, {f"{i}": 1.0 * step for i in range(100)})
+    writer.scalars(step, {f"{i}": 1.0 * step for i in range(1000)})
     account.row(step)
     checkpoints.save(state, step=step, loader={"step": step}, clock={})
     if step in (1, 7):

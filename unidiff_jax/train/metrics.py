@@ -45,7 +45,8 @@ class MetricWriter:
         rows = read_metrics(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= first_step]
         (self._folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (self._folder / ROWS).open("a", buffering=1)
+        self._file = (self._folder / ROWS).open("ab", buffering=0)
+        self._unwritten = b""
         self._first_step, self._num_boards = first_step, 0
         self._board = self._open_board(purge_step=first_step)
         self._uploaded = time.monotonic()
@@ -55,8 +56,8 @@ class MetricWriter:
         if not self._writes:
             return
         row = {"step": step} | {key: float(value) for key, value in values.items()}
-        with full_disk_borne(ROWS):  # the file's buffer keeps the row for the next time
-            self._file.write(json.dumps(row) + "\n")
+        self._unwritten += f"{json.dumps(row)}\n".encode()
+        self._write_rows()
         self._mend_board()
         for key, value in values.items():
             self._board.add_scalar(key, float(value), step)
@@ -85,12 +86,19 @@ class MetricWriter:
     def close(self) -> None:
         if not self._writes:
             return
+        self._write_rows()
         self._file.close()
         with full_disk_borne(BOARD):
             self._board.close()
         if self._stage is not None:
             self._upload()
             self._stage.cleanup()
+
+    def _write_rows(self) -> None:
+        """Writes what a full disk has left over, too."""
+        with full_disk_borne(ROWS):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def _mend_board(self) -> None:
         """A full disk ends the thread of TensorBoard's writer; another file begins when it can."""

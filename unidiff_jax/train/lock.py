@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 import jax
 from absl import logging
@@ -60,9 +61,10 @@ def check_free(workdir: AnyPath) -> None:
 
     A bucket's is not looked at: only time tells whether a lease is over.
     """
-    if not is_remote(workdir) and (as_path(workdir) / FILE).exists():
-        with _flock(workdir):
-            pass
+    path = as_path(workdir) / FILE
+    if not is_remote(workdir) and path.exists():
+        with path.open("a") as file:
+            _take(file, workdir)
 
 
 def read_holder(workdir: AnyPath) -> dict[str, str | int]:
@@ -78,19 +80,24 @@ def read_holder(workdir: AnyPath) -> dict[str, str | int]:
 def _flock(workdir: AnyPath) -> Iterator[None]:
     path = as_path(workdir) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkdirBusyError(_busy(workdir)) from None
-        except OSError as error:  # Lustre without -o flock, some FUSE
-            logging.warning(
-                "%s: no locks here (%s): a second run in this workdir would go unseen", path, error
-            )
+    with path.open("a") as file:
+        _take(file, workdir)
         file.truncate(0)
         file.write(json.dumps(_me()) + "\n")
         file.flush()
         yield
+
+
+def _take(file: IO[str], workdir: AnyPath) -> None:
+    """Locks a file until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkdirBusyError(_busy(workdir)) from None
+    except OSError as error:  # Lustre without -o flock, some FUSE
+        logging.warning(
+            "%s: no locks here (%s): a second run in this workdir would go unseen", workdir, error
+        )
 
 
 @contextlib.contextmanager

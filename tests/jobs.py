@@ -10,17 +10,18 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def start(module, *args, compiled, devices=1, **settings):
+def start(module, *args, compiled, devices=1, program=None, **settings):
     """`python -m launch.MODULE` on so many simulated devices; settings are those of Popen.
 
-    `compiled` is a folder for compiled programs.
+    `compiled` is a folder for compiled programs, `program` what Python runs instead of the module.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{module}", *args],
+        [sys.executable, *(program or ["-m", f"launch.{module}"]), *args],
         cwd=ROOT,
         env=os.environ
         | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

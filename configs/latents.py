@@ -110,6 +110,7 @@ def training(*, num_steps: int, trainable: str) -> dict[str, Any]:
         "sample_every": 5000,
         "save_every": 1000,
         "keep": 3,
+        "keep_every": 0,
         "profile_start": 0,
         "profile_steps": 5,
         "guard": {"policy": "skip", "max_norm_ratio": 100.0, "max_in_a_row": 10},

@@ -154,6 +154,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "sample_every": 1000,
         "save_every": 500,
         "keep": 2,
+        "keep_every": 0,
         "profile_start": 0,
         "profile_steps": 5,
         "guard": {"policy": "skip", "max_norm_ratio": 100.0, "max_in_a_row": 10},

@@ -7,7 +7,6 @@ and the state of a job is one small dict a shard.
 """
 
 import functools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,14 +15,13 @@ import grain
 import grain.experimental
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.patience import Patience
 from data_pipelines.skips import longest_read, skipped_records
 from unidiff_jax.config import ConfigError
 from unidiff_jax.mesh import batch_sharding
-from unidiff_jax.processes import ALL, DataShare, data_share
+from unidiff_jax.processes import ALL, DataShare, data_share, gather_json
 from unidiff_jax.types import Batch
 
 CLOSE_SECONDS = 10.0
@@ -132,17 +130,7 @@ class Loader(Iterator[Batch]):
 
 def gather_state(state: LoaderState) -> LoaderState:
     """All processes' states on every process."""
-    if jax.process_count() == 1:
-        return state
-    blob = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(blob))))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(blob)] = blob
-    blobs = np.asarray(multihost_utils.process_allgather(padded))
-    merged: LoaderState = {}
-    for row, length in zip(blobs, lengths, strict=True):
-        merged |= json.loads(row[: int(length)].tobytes())
-    return merged
+    return gather_json(state)
 
 
 def to_devices(batch: Batch, *, mesh: Mesh) -> Batch:

@@ -39,8 +39,9 @@ from unidiff_jax.paths import bucket_fault
 # Flags defined by the functions below count as the main's own, so that its --help lists them.
 flags.disclaim_key_flags()
 
-# Exit statuses, as shells use them: an interrupt is 128 + the number of its signal.
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+# Exit statuses, as shells use them: the end by a signal is 128 + its number. A wrong config is
+# wrong usage like a wrong flag: nothing comes of starting it again.
+FAILED, WRONG_USAGE, INTERRUPTED, PREEMPTED = 1, 2, 130, 143
 
 
 def define_config_flags(default: str | None = None) -> None:
@@ -91,7 +92,8 @@ def run(
       argv: the command line, `sys.argv` by default.
 
     Raises:
-      SystemExit: always; 0 or main's status, 1 for an error, 2 for wrong flags, 130 for Ctrl-C.
+      SystemExit: always; 0 or main's status, 1 for an error, 2 for wrong flags or a wrong config,
+        130 for Ctrl-C, 143 for SIGTERM where the state is saved.
 
     Example:
       >>> run(main, define_flags=define_flags)  # the last line of a main's module
@@ -110,12 +112,13 @@ def run(
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         except Exception as error:
+            _leave_if_preempted(error)
             message = describe(error)
             shown = None if flags.FLAGS.debug else message
             _leave_at_once(error, shown)
             if shown is None:
                 raise
-            _exit(shown, FAILED)
+            _exit(shown, WRONG_USAGE if isinstance(error, ConfigError) else FAILED)
 
     keep_freed_memory()
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
@@ -163,6 +166,21 @@ def describe(error: Exception) -> str | None:
     return None
 
 
+def _leave_if_preempted(error: Exception) -> None:
+    """Ends the command that was told to, when its state is saved."""
+    import jax
+
+    from unidiff_jax.train.preemption import PreemptedError
+
+    if not isinstance(error, PreemptedError):
+        return
+    print(f"{error}; the same command goes on from there", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if jax.process_count() > 1:  # the processes of a job take leave of each other
+        sys.exit(PREEMPTED)
+    os._exit(PREEMPTED)  # as after Ctrl-C
+
+
 def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the caller; imported only when something went wrong."""
     from data_pipelines.curate.checkpoints import CheckpointError
@@ -182,14 +200,17 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
     from unidiff_jax.sample.images import InputError
+    from unidiff_jax.train.checkpoint import DamagedError
     from unidiff_jax.train.guard import TrainingStoppedError
     from unidiff_jax.train.incidents import IncidentError
+    from unidiff_jax.train.lock import WorkdirBusyError
 
     return (
         BenchmarkError,
         CheckpointError,
         ClipError,
         ConfigError,
+        DamagedError,
         EncodedError,
         FolderError,
         GenerateError,
@@ -207,6 +228,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         SubjectError,
         TooManySkippedError,
         TrainingStoppedError,
+        WorkdirBusyError,
     )
 
 
@@ -248,7 +270,7 @@ def _leave_at_once(error: Exception, message: str | None) -> None:
     reason = (message or f"{type(error).__name__}: {error}").splitlines()[0]
     # a collective fails where another process is gone
     processes.fail_job(reason, consequence=isinstance(error, jax.errors.JaxRuntimeError))
-    os._exit(FAILED)
+    os._exit(WRONG_USAGE if isinstance(error, ConfigError) else FAILED)
 
 
 def _exit(message: str, status: int) -> NoReturn:

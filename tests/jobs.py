@@ -10,21 +10,21 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def start(module, *args, compiled, devices=1, **settings):
+def start(module, *args, compiled, devices=1, program=None, **settings):
     """`python -m launch.MODULE`, or a script, on so many simulated devices; settings are those of
     Popen.
 
-    `compiled` is a folder for compiled programs.
+    `compiled` is a folder for compiled programs, `program` what Python runs instead of the module.
     """
-    what = [module] if module.endswith(".py") else ["-m", f"launch.{module}"]
+    what = program or ([module] if module.endswith(".py") else ["-m", f"launch.{module}"])
     flags = os.environ.get("XLA_FLAGS", "")
     return subprocess.Popen(
         [sys.executable, *what, *args],
         cwd=ROOT,
         env=os.environ
         | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",

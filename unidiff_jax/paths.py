@@ -11,6 +11,7 @@ ways that code has to know:
 """
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from unidiff_jax.config import ConfigError
@@ -89,6 +91,33 @@ def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
     yield partial
     if partial.exists():
         partial.replace(local)
+
+
+@contextlib.contextmanager
+def full_disk_borne(what: str) -> Iterator[None]:
+    """Logs that the disk is full and goes on: for records that a run can do without.
+
+    Example:
+      >>> with full_disk_borne("the log"):
+      ...     file.write(line)
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        logging.error("disk full: %s could not be written; free some space", what)
+
+
+def append_line(path: AnyPath, line: str) -> None:
+    """Adds a line to a text file; a bucket's is written anew."""
+    path = as_path(path)
+    if is_remote(path):  # no append in a bucket
+        before = path.read_text() if path.exists() else ""
+        path.write_text(f"{before}{line}\n")
+        return
+    with path.open("a") as file:
+        file.write(f"{line}\n")
 
 
 def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:

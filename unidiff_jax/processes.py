@@ -9,12 +9,13 @@ alone writes what all share (`first_alone`), each reads the rows that its device
 import atexit
 import contextlib
 import functools
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -207,6 +208,21 @@ def gather_numbers(values: Sequence[float]) -> np.ndarray:
     # as bytes: JAX would round them to 32 bits
     own = np.frombuffer(np.asarray(values, np.float64).tobytes(), np.uint8)
     return np.asarray(multihost_utils.process_allgather(own)).view(np.float64)
+
+
+def gather_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The processes' dicts as one, on every process; all call it together."""
+    if jax.process_count() == 1:
+        return values
+    blob = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(blob))))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(blob)] = blob
+    blobs = np.asarray(multihost_utils.process_allgather(padded))
+    merged: dict[str, Any] = {}
+    for row, length in zip(blobs, lengths, strict=True):
+        merged |= json.loads(row[: int(length)].tobytes())
+    return merged
 
 
 def own_pieces(pieces: Sequence[Piece]) -> Sequence[Piece]:

@@ -62,9 +62,9 @@ def test_flags_reach_the_config(start):
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["--config=recipe.py", "--set=step=3"], 1, "config.step: no such key, the nearest is"),
-        (["--config=recipe.py", "--set=steps=x"], 1, "config.steps: takes a whole number, got 'x'"),
-        ([], 1, "config: no file given; for example --config="),
+        (["--config=recipe.py", "--set=step=3"], 2, "config.step: no such key, the nearest is"),
+        (["--config=recipe.py", "--set=steps=x"], 2, "config.steps: takes a whole number, got 'x'"),
+        ([], 2, "config: no file given; for example --config="),
         (["--confg=recipe.py"], 2, "Unknown command line flag 'confg'. Did you mean: config"),
         (["--config=recipe.py", "stray"], 2, "unexpected argument 'stray'"),
     ],

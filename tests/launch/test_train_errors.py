@@ -120,7 +120,7 @@ def test_a_record_of_another_schema(miniworld):
 # --------------------------------------------------------------------------------------- full disk
 
 SMALL_DISK = """
-mount -t tmpfs -o size=600k tmpfs "$1" && shift && exec "$@"
+mount -t tmpfs -o "size=$1" tmpfs "$2" && shift 2 && exec "$@"
 """
 
 FILL = """
@@ -146,11 +146,11 @@ print(step, latest, found.loader, all(jax.tree.leaves(same)))
 """
 
 
-def in_namespace(folder, *command_line):
-    """Runs with a disk of 600 KB at `folder`, seen by nobody else."""
+def in_namespace(folder, *command_line, size="600k"):
+    """Runs with a small disk at `folder`, seen by nobody else."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     return subprocess.run(
-        [*unshare, "bash", "-c", SMALL_DISK, "bash", str(folder), *command_line],
+        [*unshare, "bash", "-c", SMALL_DISK, "bash", size, str(folder), *command_line],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -171,6 +171,75 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     assert rest == f"{{'step': {latest}}} True"
 
 
+FULL = """
+import sys
+sys.path.insert(0, "tests")
+import errno, jax, numpy as np, pathlib, tiny
+from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
+from unidiff_jax.train.goodput import Goodput
+from unidiff_jax.train.metrics import MetricWriter, read_metrics
+
+workdir = pathlib.Path(sys.argv[1])
+ballast = workdir / "ballast"
+state = tiny.make_state()[2]
+checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+writer, account = MetricWriter(workdir, first_step=0), Goodput(workdir)
+
+def fill():
+    try:
+        with ballast.open("ab", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+
+def newest():  # as another process sees it
+    return Checkpoints(workdir / "checkpoints", beside_training=True).newest_whole()
+
+for step in range(1, 8):
+    if step in (2, 3):
+        fill()
+    if step == 4:
+        ballast.unlink()
+    writer.scalars(step, {f"{i}": 1.0 * step for i in range(1000)})
+    account.row(step)
+    checkpoints.save(state, step=step, loader={"step": step}, clock={})
+    if step in (1, 7):
+        checkpoints.wait()
+    if step == 3:  # save 2 has failed by now, and 3 is about to
+        print("while full:", newest())
+writer.close()
+found = checkpoints.restore(abstract_state(state), step=checkpoints.newest_whole())
+same = jax.tree.map(np.array_equal, found.state.params, state.params)
+print("at the end:", found.loader, all(jax.tree.leaves(same)))
+print("rows:", [row["step"] for row in read_metrics(workdir / "metrics.jsonl")])
+print("kept:", [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()])
+try:
+    for step in range(8, 99):
+        fill()
+        checkpoints.save(state, step=step, loader={}, clock={})
+except OSError as error:
+    print("gave up:", step, errno.errorcode[error.errno], newest())
+"""
+
+
+def test_training_goes_on_beside_a_full_disk(tmp_path):
+    if shutil.which("unshare") is None or in_namespace(tmp_path, "true").returncode:
+        pytest.skip("needs user namespaces, to mount a small disk")
+    done = in_namespace(tmp_path, sys.executable, "-c", FULL, str(tmp_path), size="1500k")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [
+        "while full: 1",
+        "at the end: {'step': 7} True",
+        "rows: [1, 2, 3, 4, 5, 6, 7]",
+        "kept: ['7']",
+        "gave up: 11 ENOSPC 7",  # the third failure is told when the fourth save begins
+    ]
+    assert "nothing was saved (1 in a row); older checkpoints stay" in done.stderr
+    assert "nothing was saved (2 in a row)" in done.stderr
+    assert "disk full: metrics.jsonl could not be written" in done.stderr
+
+
 def test_a_full_disk_is_told_from_other_faults_of_a_save(tmp_path, monkeypatch):
     state = tiny.make_state()[2]
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -180,8 +249,9 @@ def test_a_full_disk_is_told_from_other_faults_of_a_save(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", save)
     words = "RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"
+    checkpoints.save(state, step=1, loader={}, clock={})
     with pytest.raises(OSError) as caught:
-        checkpoints.save(state, step=1, loader={}, clock={})
+        checkpoints.wait()
     assert caught.value.errno == errno.ENOSPC
     words = "another fault"
     with pytest.raises(ValueError, match="another fault"):
@@ -198,7 +268,7 @@ def test_a_full_disk_is_told_from_other_faults_of_a_save(tmp_path, monkeypatch):
     [
         (
             ["--set=train.num_stepz=5"],
-            1,
+            2,
             "train.num_stepz: no such key, the nearest is train.num_st",
         ),
         (["--set=data.folder=/nowhere"], 1, "launch.miniworld"),

@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipelines.build import heldout_items
 from unidiff_jax.evals.pictures import grid
 from unidiff_jax.models.autoencoder import SpaceToDepth
-from unidiff_jax.paths import AnyPath, as_path, written_whole
+from unidiff_jax.paths import AnyPath, as_path, full_disk_borne, written_whole
 from unidiff_jax.sample.images import to_picture
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.text import Tokenizer
@@ -85,7 +85,8 @@ class Previews:
         columns = ("given", *("made", "true") * pairs)
         sheet = grid(rows, columns=columns, captions=captions, cell=128)
         if jax.process_index() == 0:
-            with written_whole(self._folder / f"step_{step:08d}.png") as file:
+            name = f"step_{step:08d}.png"
+            with full_disk_borne(name), written_whole(self._folder / name) as file:
                 sheet.save(file)
         return sheet
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.paths import AnyPath, append_line, as_path, full_disk_borne
 
 FILE = "goodput.jsonl"
 PARTS = ("init", "compile", "data", "evaluate", "save")
@@ -72,20 +72,19 @@ class Goodput:
             "step": step,
             "seconds": self._seconds,
         }
-        line = json.dumps(row) + "\n"
-        if is_remote(self._path):  # no append in a bucket
-            before = self._path.read_text() if self._path.exists() else ""
-            self._path.write_text(before + line)
-            return
-        with self._path.open("a") as file:
-            file.write(line)
+        with full_disk_borne(FILE):
+            append_line(self._path, json.dumps(row))
 
 
-def summarize_goodput(workdir: AnyPath) -> dict[str, float]:
-    """Seconds of each part over all starts, `total`, and `goodput`; {} without an account."""
+def read_starts(workdir: AnyPath) -> list[dict[str, Any]]:
+    """The last row of each start, in order; [] without an account.
+
+    A row has the times `started` and `now`, the start's `first_step`, the `step` that it had come
+    to, and the `seconds` of each part.
+    """
     path = as_path(workdir) / FILE
     if not path.exists():
-        return {}
+        return []
     starts: dict[float, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         try:
@@ -93,7 +92,14 @@ def summarize_goodput(workdir: AnyPath) -> dict[str, float]:
         except json.JSONDecodeError:  # cut by a kill
             continue
         starts[row["started"]] = row
-    rows = [starts[key] for key in sorted(starts)]
+    return [starts[key] for key in sorted(starts)]
+
+
+def summarize_goodput(workdir: AnyPath) -> dict[str, float]:
+    """Seconds of each part over all starts, `total`, and `goodput`; {} without an account."""
+    rows = read_starts(workdir)
+    if not rows:
+        return {}
     total = dict.fromkeys((*PARTS, "step", "lost", "down"), 0.0)
     for row, later in zip(rows, [*rows[1:], None], strict=True):
         for part, seconds in row["seconds"].items():

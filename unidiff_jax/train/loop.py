@@ -23,9 +23,11 @@ from unidiff_jax.train.goodput import Goodput, summarize_goodput
 from unidiff_jax.train.guard import Guard, GuardConfig
 from unidiff_jax.train.incidents import Origin, handle_bad_steps
 from unidiff_jax.train.initial import check_released, first_state
+from unidiff_jax.train.lock import locked_workdir
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_schedule
 from unidiff_jax.train.pace import Pace
+from unidiff_jax.train.preemption import GRACE_SECONDS, Notice, PreemptedError
 from unidiff_jax.train.profile import Profile
 from unidiff_jax.train.program import Program, make_program
 from unidiff_jax.train.state import (
@@ -65,12 +67,13 @@ def return_to(
     return dataclasses.replace(found, frozen=state.frozen)
 
 
-def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
+def train(config: ConfigDict, workdir: AnyPath, *, grace: float = GRACE_SECONDS) -> TrainState:
     """Trains to `config.train.num_steps`, continuing what the workdir holds.
 
     Args:
       config: see `configs/quickstart.py`.
       workdir: made when absent; local or `gs://bucket/...`.
+      grace: seconds that a save after SIGTERM may take.
 
     Returns:
       The final state.
@@ -79,8 +82,17 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
       ConfigError: the config cannot work, or the workdir holds another one.
       StalledError, TooManySkippedError: the data do not come, or are damaged.
       TrainingStoppedError: too many steps in a row went wrong.
+      WorkdirBusyError: another job trains there.
+      DamagedError: the workdir has checkpoints, and none can be used.
+      PreemptedError: SIGTERM came, and the state is saved.
     """
-    workdir = as_path(workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, as_path(workdir), held, grace=grace)
+
+
+def _train(
+    config: ConfigDict, workdir: AnyPath, held: contextlib.ExitStack, *, grace: float
+) -> TrainState:
     num_steps = config.train.num_steps
     account = Goodput(workdir)
 
@@ -98,6 +110,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
 
     # ------------------------------------------------------------------------------------ workdir
     with first_alone("workdir"):
+        held.enter_context(locked_workdir(workdir))
         claim_workdir(config, workdir)
 
     # -------------------------------------------------------------------------------------- input
@@ -110,8 +123,10 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     ]
 
     # -------------------------------------------------------------------------- state and restore
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep)
-    first_step = checkpoints.latest_step() or 0
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every
+    )
+    first_step = checkpoints.newest_whole() or 0
     state = first_state(config, program, trained=first_step == 0)
     logging.info(
         "%.2f M parameters trained, %.2f M frozen, on %d devices",
@@ -147,6 +162,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     started = time.monotonic() - clock["train_seconds"]
     logged = time.monotonic()
     step = first_step
+    notice = held.enter_context(Notice(grace=grace))
     account.begin(step)
     try:
         while step < num_steps:
@@ -167,8 +183,10 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
             table = metrics.pop("table")
             total = table if total is None else jax.tree.map(jnp.add, total, table)
             skipped.append(metrics["skipped"])
+            preempted = notice.reached(step)
+            is_last = preempted or step == num_steps
 
-            is_saved = step % config.train.save_every == 0 or step == num_steps
+            is_saved = step % config.train.save_every == 0 or is_last
             if bad_steps := bad_steps + (guard.drain() if is_saved else []):
                 checkpoints.wait()
                 handle_bad_steps(bad_steps, guard, workdir, origin=origin, share=data_share(mesh))
@@ -181,9 +199,11 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                     writer = MetricWriter(workdir, first_step=step)
                     total, skipped, logged = None, [], time.monotonic()
                     bar.n = step
+                    if preempted:  # the checkpoint to go on from is there
+                        break
                     continue
 
-            if step % config.train.log_every == 0 or step == num_steps:
+            if step % config.train.log_every == 0 or is_last:
                 values = summarize(total, prefix="train")
                 now = time.monotonic()
                 values |= {
@@ -231,6 +251,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
                         loader=origin.loader,
                         clock=clock | {"guard": origin.guard},
                     )
+            if preempted:
+                break
     finally:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
@@ -242,6 +264,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         finally:
             writer.close()
             account.row(step)
+    if step < num_steps:
+        raise PreemptedError(step, workdir)
     if jax.process_index() == 0:
         logging.info("goodput %.1f %%", 100 * summarize_goodput(workdir)["goodput"])
     return state

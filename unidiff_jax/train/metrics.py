@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.paths import AnyPath, as_path, full_disk_borne, is_remote
 from unidiff_jax.tasks import TASKS
 from unidiff_jax.train.step import NUM_BINS, LossTable
 
@@ -45,7 +45,8 @@ class MetricWriter:
         rows = read_metrics(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= first_step]
         (self._folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (self._folder / ROWS).open("a", buffering=1)
+        self._file = (self._folder / ROWS).open("ab", buffering=0)
+        self._unwritten = b""
         self._first_step, self._num_boards = first_step, 0
         self._board = self._open_board(purge_step=first_step)
         self._uploaded = time.monotonic()
@@ -55,7 +56,9 @@ class MetricWriter:
         if not self._writes:
             return
         row = {"step": step} | {key: float(value) for key, value in values.items()}
-        self._file.write(json.dumps(row) + "\n")
+        self._unwritten += f"{json.dumps(row)}\n".encode()
+        self._write_rows()
+        self._mend_board()
         for key, value in values.items():
             self._board.add_scalar(key, float(value), step)
         if self._stage is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
@@ -67,6 +70,7 @@ class MetricWriter:
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Shows a picture in TensorBoard."""
         if self._writes:
+            self._mend_board()
             self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def flush(self) -> None:
@@ -82,20 +86,39 @@ class MetricWriter:
     def close(self) -> None:
         if not self._writes:
             return
+        self._write_rows()
         self._file.close()
-        self._board.close()
+        with full_disk_borne(BOARD):
+            self._board.close()
         if self._stage is not None:
             self._upload()
             self._stage.cleanup()
 
+    def _write_rows(self) -> None:
+        """Writes what a full disk has left over, too."""
+        with full_disk_borne(ROWS):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def _mend_board(self) -> None:
+        """A full disk ends the thread of TensorBoard's writer; another file begins when it can."""
+        worker = self._board.file_writer.event_writer._worker
+        if worker is None or not worker.is_alive():
+            with full_disk_borne(BOARD):
+                self._board = self._open_board()
+
     def _open_board(self, *, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
         self._num_boards += 1
-        return tensorboardX.SummaryWriter(
+        board = tensorboardX.SummaryWriter(
             str(self._folder / BOARD),
             purge_step=purge_step,
+            max_queue=2**20,  # with ten, the default, a thread that ended would be waited for
             # a file's name has the time in whole seconds: two uploads in one must not collide
             filename_suffix=f".{self._first_step}-{self._num_boards}" if self._stage else "",
         )
+        # `close` empties the queue; the process must not wait for one that a full disk has stopped
+        board.file_writer.event_writer._event_queue.cancel_join_thread()
+        return board
 
     def _upload(self) -> None:
         self._uploaded = time.monotonic()

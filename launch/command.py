@@ -176,7 +176,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.evals.results import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
-    from unidiff_jax.sample.images import InputError
+    from unidiff_jax.outside import InputError
 
     return (
         CheckpointError,

@@ -15,7 +15,6 @@ shows the first K items and the worst K items of each task: nobody picks. Every 
 
 import argparse
 import base64
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from unidiff_jax.evals import statistics
 from unidiff_jax.evals.charts import format_number, json_pointer, make_bar, make_panels
 from unidiff_jax.evals.results import IMAGE_KINDS, ReportError, read_results, read_samples
+from unidiff_jax.outside import InputError, decode_picture, read_file
 
 NUM_SHOWN = 8
 """K: the first K and the worst K items of a task are on the page."""
@@ -51,13 +50,11 @@ def _thumbnail(folder: Path, *, path: str, where: str) -> Thumbnail:
     if not full.is_relative_to((folder / "img").resolve()):
         raise ReportError(f"{where}: image path {path!r} is not under img/")
     try:
-        data = full.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            width, height = image.size
-            image.verify()
+        data = read_file(full)
+        width, height = decode_picture(data, name=str(full), formats=["PNG"]).size
     except FileNotFoundError:
         raise ReportError(f"{where}: image {path!r} does not exist") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, InputError) as error:
         raise ReportError(f"{where}: image {path!r} is not a readable PNG ({error})") from error
     factor = max(1, -(-96 // max(width, height)))
     uri = "data:image/png;base64," + base64.b64encode(data).decode()

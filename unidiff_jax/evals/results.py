@@ -404,7 +404,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         results = _load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportError(f"{path} does not exist; write it with write_results") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"results.json: not JSON ({error})") from error
     _raise_faults("results.json", faults=list(_faults(results)))
     return results
@@ -424,7 +424,7 @@ def read_samples(folder: Path, *, task: str, num_items: int) -> list[dict[str, A
             where = f"samples/{task}.jsonl:{number}"
             try:
                 sample = _load_json(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ReportError(f"{where}: not JSON ({error})") from error
             _raise_faults(where, faults=list(_key_faults(sample, keys=_SAMPLE_KEYS, where="")))
             if sample["id"] in line_of:

@@ -51,6 +51,7 @@ from unidiff_jax.sample.denoiser import (
     to_tokens,
 )
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE
+from unidiff_jax.sample.images import open_picture
 from unidiff_jax.types import AnyArray, Params
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -280,7 +281,8 @@ class OneDiffusionPipeline:
         Raises:
           ValueError: images or cameras that do not fit the mask, or sizes that cannot be.
         """
-        images = [image] if isinstance(image, Image.Image) else list(image)
+        one = isinstance(image, Image.Image)
+        images = [open_picture(picture) for picture in ([image] if one else image)]
         mask = np.asarray(denoise_mask, int)
         if mask.ndim != 1 or not len(mask) or not set(mask.tolist()) <= {0, 1} or not mask.any():
             raise ValueError(

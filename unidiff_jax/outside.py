@@ -112,14 +112,18 @@ def read_file(path: AnyPath, *, limit: int = MAX_FILE) -> bytes:
       InputError: no regular file, such as a pipe or a device, or larger than `limit` bytes.
       OSError: it is not there or cannot be read.
     """
-    path = as_path(path)
-    if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        raise InputError(f"{path} is no file that can be read whole; give a regular file")
-    with path.open("rb") as file:
+    check_file(path)
+    with as_path(path).open("rb") as file:
         data: Any = file.read(limit + 1)
     if len(data) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes, the most that is read; cut it")
     return data
+
+
+def check_file(path: AnyPath) -> None:
+    """Raises InputError for a pipe, a device or a folder, FileNotFoundError where nothing is."""
+    if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise InputError(f"{path} is no file that can be read whole; give a regular file")
 
 
 # ---------------------------------------------------------------------------------------- pictures

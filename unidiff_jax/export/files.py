@@ -15,7 +15,7 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from unidiff_jax.headers import data_start, parse_header
-from unidiff_jax.outside import InputError, read_object, shown
+from unidiff_jax.outside import InputError, check_file, read_object, shown
 from unidiff_jax.paths import AnyPath, as_path, is_remote, write_json, written_whole
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
@@ -162,7 +162,7 @@ def _open_files(
     tensors: dict[str, FileTensor | BucketTensor] = {}
     faults = []
     for file in files:
-        if pathlib.PurePath(file).name != file:
+        if pathlib.PurePath(file).name != file or file in ("", ".."):
             faults.append(f"{file!r} in the index is no plain file name")
             continue
         try:
@@ -188,8 +188,7 @@ def _open_file(path: epath.Path) -> dict[str, FileTensor | BucketTensor]:
     if is_remote(path):
         file = BucketFile(path)
         return {name: BucketTensor(file, name) for name in file.entries}
-    if not path.is_file():
-        raise FileNotFoundError(path)
+    check_file(path)  # a pipe would be waited for
     handle = safetensors.safe_open(path, framework="np")
     return {name: FileTensor(handle, name) for name in handle.keys()}
 

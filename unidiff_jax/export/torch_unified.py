@@ -188,8 +188,9 @@ class UnifiedDiT(nn.Module):
         files = {WEIGHTS}
         if index.is_file():
             files = set(json.loads(index.read_text())["weight_map"].values())
-            if outside := [file for file in files if pathlib.Path(file).name != file]:
-                raise ValueError(f"{index} names {outside[0]!r}, which is no file beside it")
+            for file in files:
+                if file in ("", "..") or pathlib.PurePath(file).name != file:
+                    raise ValueError(f"{index} names {file!r}, which is no file beside it")
         state = {}
         for file in sorted(files):
             state |= load_file(folder / file, device=device)

@@ -72,7 +72,7 @@ def inside(folder: AnyPath, name: Any) -> epath.Path:
       InputError: no text, a path that leaves the folder, or a link that leads out of it.
     """
     folder = as_path(folder)
-    if not isinstance(name, str) or not name.strip("./"):
+    if not isinstance(name, str) or not name.strip("./") or not _is_encodable(name):
         raise InputError(f"{folder}: {shown(name)} is not the name of a file")
     absolute = name.startswith("/") or pathlib.PureWindowsPath(name).drive or "://" in name
     if absolute or "\\" in name or "\0" in name or ".." in name.split("/"):
@@ -85,6 +85,10 @@ def inside(folder: AnyPath, name: Any) -> epath.Path:
                 f"{folder}: the link {shown(name)} leads out of the folder; put the file there"
             )
     return path
+
+
+def _is_encodable(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _passes_link(folder: epath.Path, name: str) -> bool:

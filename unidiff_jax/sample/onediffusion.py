@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from unidiff_jax import cameras
-from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.config import Config, ConfigError, read_fields
 from unidiff_jax.export.files import read_config
 from unidiff_jax.flow import shift_sigma
 from unidiff_jax.models.dit import DiTConfig
@@ -91,8 +91,7 @@ class FlowMatchSchedule:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FlowMatchSchedule":
-        names = {field.name for field in dataclasses.fields(cls)}
-        schedule = cls(**{k: v for k, v in values.items() if k in names})
+        schedule = cls(**read_fields(cls, values))
         if schedule.num_train_timesteps != 1000:
             raise ConfigError(
                 f"num_train_timesteps={schedule.num_train_timesteps} is not known; only 1000"

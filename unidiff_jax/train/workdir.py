@@ -98,7 +98,7 @@ def load_workdir_config(workdir: AnyPath) -> ConfigDict:
 
     Raises:
       FileNotFoundError: there is none.
-      ConfigError: it is no JSON object.
+      ConfigError: it is no JSON object, or no config.
     """
     path = as_path(workdir) / "config.json"
     if not path.is_file():
@@ -107,3 +107,5 @@ def load_workdir_config(workdir: AnyPath) -> ConfigDict:
         return ConfigDict(read_object(path))
     except InputError as error:
         raise ConfigError(str(error)) from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # keys that none can have
+        raise ConfigError(f"{path} is no config: {error}") from None

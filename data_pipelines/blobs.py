@@ -1,15 +1,19 @@
 """Records as safetensors blobs: named arrays, and JSON in the blob's metadata.
 
-The header is read here because `safetensors.numpy.load` returns no metadata and copies every array;
-these arrays are read-only views of the blob. Nothing is ever unpickled.
+The header is read here (`unidiff_jax.headers`) because `safetensors.numpy.load` returns no metadata
+and copies every array; these arrays are read-only views of the blob. Nothing is ever unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
+
+from unidiff_jax.headers import data_start, parse_header
+from unidiff_jax.outside import InputError, decode_object
 
 _DTYPES = {
     name: np.dtype(code)
@@ -39,18 +43,19 @@ def unpack_blob(blob: bytes, *, key: str) -> Blob:
     """What `pack_blob` was given.
 
     Raises:
-      BlobError: the bytes are no blob, or it has no metadata under `key`.
+      BlobError: the bytes are no blob, or it has no JSON object under `key`.
     """
+    size, name = len(blob), "the record"
     try:
-        start = 8 + int.from_bytes(blob[:8], "little")
-        header = json.loads(blob[8:start])
-        values = json.loads(header.pop("__metadata__")[key])
-        arrays = {}
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            dtype = _DTYPES[entry["dtype"]]
-            flat = np.frombuffer(blob, dtype, (last - first) // dtype.itemsize, start + first)
-            arrays[name] = flat.reshape(entry["shape"])
-        return Blob(arrays, values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BlobError(f"{type(error).__name__}: {error}") from None
+        start = data_start(blob[:8], size=size, name=name)
+        header = parse_header(blob[8:start], size=size, dtypes=_DTYPES, name=name)
+        if key not in header.metadata:
+            raise BlobError(f"{name} has no metadata {key!r}")
+        values = decode_object(header.metadata[key], name=f"the metadata {key!r} of {name}")
+    except InputError as error:
+        raise BlobError(str(error)) from None
+    arrays = {}
+    for array, (dtype, shape, first, _) in header.tensors.items():
+        flat = np.frombuffer(blob, _DTYPES[dtype], math.prod(shape), first)
+        arrays[array] = flat.reshape(shape)
+    return Blob(arrays, values)

@@ -23,6 +23,7 @@ import numpy as np
 from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.shards import ManifestError, ShardError
+from unidiff_jax.outside import fits
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.tasks import Task
 
@@ -87,7 +88,7 @@ def decode_record(blob: bytes) -> EncodedExample:
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
             for n, mean in enumerate(means)
         ]
-        return EncodedExample(
+        example = EncodedExample(
             means,
             stds,
             values["texts"],
@@ -97,6 +98,24 @@ def decode_record(blob: bytes) -> EncodedExample:
         )
     except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
+    if fault := _fault(example):
+        raise EncodedError(f"a damaged encoded example: {fault}")
+    return example
+
+
+def _fault(example: EncodedExample) -> str | None:
+    """What of an example its attributes do not allow."""
+    shapes = [mean.shape for mean in example.means]
+    if not shapes or any(len(shape) != 3 or 0 in shape for shape in shapes):
+        return f"frames of the shapes {shapes}, not (rows, columns, channels)"
+    if [std.shape for std in example.stds] != shapes:
+        return "deviations of other shapes than their means"
+    for name, values in (("region", example.region), ("features", example.features)):
+        if values is not None and values.ndim != 2:
+            return f"{name} of shape {values.shape}"
+    if not fits(example.texts, {str: (str, [str])}) or [] in example.texts.values():
+        return "texts that are none"
+    return None if fits(list(example.tags), [str]) else "tags that are no texts"
 
 
 class EncodedSource:
@@ -123,10 +142,17 @@ class EncodedSource:
         self._holds_pixels = False
         for folder in folders:
             manifest = read_manifest(folder)
-            if manifest["task"] != task.name:
-                raise EncodedError(f"{folder} holds task {manifest['task']!r}, not {task.name!r}")
+            if manifest.get("task") != task.name:
+                raise EncodedError(
+                    f"{folder} holds task {manifest.get('task')!r}, not {task.name!r}"
+                )
+            if not fits(manifest, {"shards": {split: int}, "autoencoder": dict}):
+                raise EncodedError(f"{folder} tells no number of {split} shards; {_again(folder)}")
             self._holds_pixels |= "blocks_of_pixels" in manifest["autoencoder"]
-            names = shards.shard_names(split, manifest["shards"][split])
+            try:
+                names = shards.shard_names(split, manifest["shards"][split])
+            except ValueError as error:
+                raise EncodedError(f"{folder}: {error}; {_again(folder)}") from None
             places += [(folder, name) for name in names]
         try:
             opened = shards.open_shards(places, spare=spare)
@@ -139,6 +165,8 @@ class EncodedSource:
         self.largest = Largest()
         for entry in opened.entries:
             if entry["records"]:
+                if not fits(entry, {"largest": dict.fromkeys(vars(self.largest), int)}):
+                    raise EncodedError(f"a shard tells no bounds; {_again(folders[0])}")
                 self.largest = self.largest.with_entry(entry["largest"])
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ from unidiff_jax.frames import (
 from unidiff_jax.identity import IdentityEncoder
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import PLACEHOLDER, TASKS, FrameSpec, Task
-from unidiff_jax.text import Encoded, Tokenizer
+from unidiff_jax.text import MAX_NAMES, Encoded, Tokenizer
 from unidiff_jax.types import Role
 
 Item = Mapping[str, Any]
@@ -292,7 +292,8 @@ def name_places(prompt: str, task: Task) -> str:
       >>> name_places("<p> in the snow", get_task("insert"))
       'IMG2 in the snow'
     """
-    count = len(task.frames) + prompt.count(PLACEHOLDER) * task.repeats
+    placeholders = min(prompt.count(PLACEHOLDER), MAX_NAMES)  # further ones have no name
+    count = len(task.frames) + placeholders * task.repeats
     names = frame_names(task, count)
     frames = task.sequence(count)
     for frame, name in zip(frames, names, strict=True):

@@ -21,6 +21,7 @@ from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.outside import MAX_FILE, InputError, read_object, shown
 from unidiff_jax.paths import AnyPath, as_path, write_json, written_whole
 
 _WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
@@ -34,8 +35,18 @@ class ManifestError(ValueError):
     """A folder without a manifest, or with one that is damaged or of another schema."""
 
 
+MAX_SHARDS = 99_999
+"""Files of a name."""
+
+
 def shard_names(name: str, count: int) -> list[str]:
-    """Names of the record files."""
+    """Names of the record files.
+
+    Raises:
+      ValueError: the number is none from 0 to `MAX_SHARDS`.
+    """
+    if type(count) is not int or not 0 <= count <= MAX_SHARDS:
+        raise ValueError(f"{shown(count)} shards of {name}; a count to {MAX_SHARDS}")
     return [f"{name}-{i:05d}-of-{count:05d}.array_record" for i in range(count)]
 
 
@@ -47,14 +58,13 @@ def read_manifest(folder: AnyPath, *, schema: str) -> dict[str, Any]:
     """
     path = as_path(folder) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
-        found = manifest["schema"]
+        manifest = read_object(path)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path} is damaged ({error!r})") from None
-    if found != schema:
-        raise ManifestError(f"{path} has schema {found!r}, not {schema!r}")
+    except InputError as error:
+        raise ManifestError(f"the manifest is damaged: {error}") from None
+    if manifest.get("schema") != schema:
+        raise ManifestError(f"{path} has schema {shown(manifest.get('schema'))}, not {schema!r}")
     return manifest
 
 
@@ -143,11 +153,11 @@ def _read_entry(folder: AnyPath, name: str) -> dict[str, Any]:
     path = as_path(folder) / name
     described = path.with_suffix(".json")
     try:
-        entry = json.loads(described.read_text())
+        entry = read_object(described, limit=MAX_FILE)
         return {**entry, "records": int(entry["records"]), "bytes": int(entry["bytes"])}
     except FileNotFoundError:
         raise ShardError(f"{path} is not finished") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ShardError(f"{described} is damaged ({error!r})") from None
 
 

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import shards
-from data_pipelines.blobs import pack_blob, unpack_blob
+from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.encoded import EncodedSource
 from data_pipelines.mixture import ExampleMaker, TaskMix, name_places
 from data_pipelines.shards import ShardError
 from unidiff_jax.config import ConfigError
+from unidiff_jax.outside import fits
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.processes import first_alone, meet, own_pieces
 
@@ -161,18 +162,21 @@ class TextStates:
         again = "write it with: python -m launch.precompute --config ... --set data.text_states="
         try:
             manifest = shards.read_manifest(self._folder, schema=SCHEMA)
-            if manifest["origin"] != dict(origin):
+            if manifest.get("origin") != dict(origin):
                 raise ConfigError(
-                    f"data.text_states: {folder} was written with {manifest['origin']}, the config "
-                    f"has {dict(origin)}; choose another folder and {again}FOLDER"
+                    f"data.text_states: {folder} was written with {manifest.get('origin')}, the "
+                    f"config has {dict(origin)}; choose another folder and {again}FOLDER"
                 )
-            names = shards.shard_names("states", manifest["shards"])
+            names = shards.shard_names("states", manifest.get("shards", 0))
             opened = shards.open_shards((self._folder, name) for name in names)
-        except (shards.ManifestError, ShardError) as error:
+            if opened is None or not all(fits(entry, {"keys": str}) for entry in opened.entries):
+                raise ShardError("the states, or the keys of a shard, are missing")
+            self._records = opened.records
+            keys = b"".join(base64.b64decode(entry["keys"]) for entry in opened.entries)
+        except ConfigError:
+            raise
+        except ValueError as error:  # of the manifest, the shards or their keys
             raise ConfigError(f"data.text_states: {error}; {again}{folder}") from None
-        assert opened is not None  # the dropped prompt is always there
-        self._records = opened.records
-        keys = b"".join(base64.b64decode(entry["keys"]) for entry in opened.entries)
         self._place = {
             keys[start : start + _KEY_BYTES]: number
             for number, start in enumerate(range(0, len(keys), _KEY_BYTES))
@@ -190,5 +194,8 @@ class TextStates:
                 f"data.text_states: {self._folder} has no states of a prompt of {len(ids)} tokens; "
                 "the data have changed: remove it and run launch.precompute again"
             )
-        arrays, _ = unpack_blob(self._records[place], key=_KEY)
-        return arrays["states"].view(jnp.bfloat16)
+        try:
+            arrays, _ = unpack_blob(self._records[place], key=_KEY)
+            return arrays["states"].view(jnp.bfloat16)
+        except (BlobError, KeyError, ValueError) as error:
+            raise ConfigError(f"data.text_states: a record is damaged: {error}") from None

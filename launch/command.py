@@ -199,7 +199,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from unidiff_jax.evals.results_schema import ReportError
     from unidiff_jax.export.files import FolderError
     from unidiff_jax.export.mapping import MappingError
-    from unidiff_jax.sample.images import InputError
+    from unidiff_jax.outside import InputError
     from unidiff_jax.train.checkpoint import DamagedError
     from unidiff_jax.train.guard import TrainingStoppedError
     from unidiff_jax.train.incidents import IncidentError

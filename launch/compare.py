@@ -21,7 +21,8 @@ from launch.evaluate import report_folder
 from unidiff_jax.config import ConfigError
 from unidiff_jax.evals import pictures, statistics
 from unidiff_jax.evals.charts import format_number
-from unidiff_jax.paths import AnyPath, as_path, write_json, written_whole
+from unidiff_jax.paths import AnyPath, write_json, written_whole
+from unidiff_jax.sample.images import open_picture
 
 Runs = Mapping[str, Sequence[str]]
 """Workdirs of each arm."""
@@ -209,8 +210,7 @@ def _floor(entry: Mapping[str, Any]) -> str:
 
 
 def _open(path: AnyPath) -> np.ndarray:
-    with as_path(path).open("rb") as file:
-        return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(open_picture(path))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from absl import flags
 
 from launch import command
 from unidiff_jax.export.run import LAYOUTS, export_run
-from unidiff_jax.sample.images import InputError
+from unidiff_jax.outside import InputError
 
 
 def define_flags() -> None:

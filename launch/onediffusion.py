@@ -19,8 +19,9 @@ from PIL import Image
 from configs.meshes import PRESETS, get_mesh
 from launch import command
 from launch.sample import output_paths
+from unidiff_jax.outside import InputError
 from unidiff_jax.paths import AnyPath, as_path, written_whole
-from unidiff_jax.sample.images import InputError, open_picture
+from unidiff_jax.sample.images import open_picture
 from unidiff_jax.sample.onediffusion import OneDiffusionPipeline
 
 

@@ -28,8 +28,9 @@ from absl import flags
 from etils import epath
 
 from launch import command
+from unidiff_jax.outside import InputError
 from unidiff_jax.paths import as_path, written_whole
-from unidiff_jax.sample.images import InputError, write_values
+from unidiff_jax.sample.images import write_values
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.sample.solvers import SOLVERS
 from unidiff_jax.tasks import TASKS, Task

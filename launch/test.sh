@@ -7,11 +7,13 @@ usage() {
 usage: ./launch/test.sh [PYTEST_ARGUMENT...]
 
 Makes the environment (launch/environment.sh dev curate identity), then runs ruff check, ruff format
---check and pytest with two workers on everything that is not marked slow. Arguments are handed to pytest:
+--check and pytest with two workers on everything that is not marked slow or fuzz. Arguments are
+handed to pytest:
 
   ./launch/test.sh                    the default suite
   ./launch/test.sh -k flow            the tests whose names hold "flow"
   ./launch/test.sh -m slow            the slow suite
+  ./launch/test.sh -m fuzz            100,000 random inputs to the parsers
 
   JAX_PLATFORMS   the devices to test on (default: cpu)
   PYTHON, VENV    as for launch/environment.sh
@@ -35,4 +37,4 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-exec "$bin/python" -m pytest -n 2 -m "not slow" "$@"
+exec "$bin/python" -m pytest -n 2 -m "not slow and not fuzz" "$@"

@@ -52,6 +52,16 @@ def pytest_terminal_summary(terminalreporter):
             if key == "parity":
                 what, error, bound = value
                 found.setdefault((what, bound), []).append(error)
+    if fuzzed := [
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for key, value in report.user_properties
+        if key == "fuzz" and sum(value[1:]) > 100
+    ]:
+        terminalreporter.section("random inputs: accepted, refused with a typed error")
+        for what, accepted, refused in fuzzed:
+            terminalreporter.write_line(f"{what:<44} {accepted:>7,} {refused:>7,}")
+        terminalreporter.write_line(f"{'in all':<44} {sum(a + r for _, a, r in fuzzed):>15,}")
     if found:
         terminalreporter.section("largest difference from the reference, in parts of its largest")
     for (what, bound), errors in sorted(found.items()):

@@ -16,13 +16,15 @@ This module imports no jax, so a misspelt key fails before any device is touched
 """
 
 import ast
+import dataclasses
 import difflib
 import hashlib
 import importlib.util
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,6 +245,57 @@ def _format(value: Any) -> str:
     if isinstance(value, str):
         return value if value and not set(value) & set(" ,'\"()[]$") else repr(value)
     return repr(value).replace(", ", ",") if isinstance(value, tuple | list) else repr(value)
+
+
+MAX_SIZE = 2**31 - 1
+"""The largest whole number that a field of a model's JSON may have."""
+
+
+def read_fields(
+    kind: type, values: Mapping[str, Any], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields of a dataclass that a model's JSON gives, by name.
+
+    Other keys are left out, and so are fields that are null. Lists become tuples.
+
+    Args:
+      kind: the dataclass; its annotations say what each value has to be.
+      values: the JSON object.
+      without: fields that the JSON does not decide.
+
+    Raises:
+      ConfigError: a field is missing, or its value is of another type, not finite, or no size;
+        names all of them.
+    """
+    hints, chosen, faults = typing.get_type_hints(kind), {}, []
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name)
+        if field.name in without:
+            continue
+        if value is None:
+            if field.default is dataclasses.MISSING:
+                faults.append(f"{field.name} is missing")
+        elif _is_kind(value, hints[field.name]):
+            chosen[field.name] = tuple(value) if isinstance(value, list) else value
+        else:
+            wanted = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
+            faults.append(f"{field.name} is {repr(value)[:60]} and not of the kind {wanted}")
+    if faults:
+        raise ConfigError(f"the settings of {kind.__name__}: {'; '.join(faults)}")
+    return chosen
+
+
+def _is_kind(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is what an annotation says: whole numbers are sizes, from 1 up."""
+    if arguments := typing.get_args(hint):
+        if typing.get_origin(hint) is tuple:
+            return isinstance(value, list | tuple) and all(_is_kind(v, arguments[0]) for v in value)
+        return any(_is_kind(value, argument) for argument in arguments)
+    if hint is int:
+        return type(value) is int and 1 <= value <= MAX_SIZE
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) is hint
 
 
 class Check(NamedTuple):

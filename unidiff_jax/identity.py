@@ -38,6 +38,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.outside import InputError, read_object
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.clip import CLIPImages
 
@@ -316,12 +317,12 @@ def read_preprocessing(path: AnyPath) -> Preprocessing:
       ConfigError: it is missing, or has an unknown or wrong field.
     """
     try:
-        fields = json.loads(as_path(path).read_text())
+        fields = read_object(path)
     except FileNotFoundError:
         example = json.dumps(dataclasses.asdict(ARCFACE))
         raise ConfigError(f"{path} is missing; for a network like ArcFace: {example}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error})") from None
+    except InputError as error:
+        raise ConfigError(str(error)) from None
     try:
         return Preprocessing(**fields)
     except (TypeError, ConfigError) as error:

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from unidiff_jax.outside import InputError, shown
 from unidiff_jax.paths import AnyPath, as_path
-from unidiff_jax.sample.images import InputError, open_picture
+from unidiff_jax.sample.images import open_picture
 from unidiff_jax.text import Tokenizer
 
-_TAG = re.compile(r"(\\*)(</?img>)")
+_TAG = re.compile(r"(?<!\\)(\\*)(</?img>)")  # from the first backslash: others cost squares
 _CLOSED = "write <img>fox.png</img>, or \\<img> where the letters themselves are meant"
 
 
@@ -125,15 +126,17 @@ def format_prompt(parts: Sequence[Part]) -> str:
     Raises:
       InputError: a picture that is neither a name nor a path cannot be written.
     """
-    written = ""
+    written: list[str] = []
     for part in parts:
         if isinstance(part, str):
-            written += _escape(part)
+            written.append(_escape(part))
             continue
         if not isinstance(part.source, str | os.PathLike):
             raise InputError(f"a {type(part.source).__name__} has no name to stand between tags")
-        written = f"{_before_tag(written)}<img>{_before_tag(_escape(str(part.source)))}</img>"
-    return written
+        if written:
+            written[-1] = _before_tag(written[-1])
+        written.append(f"<img>{_before_tag(_escape(str(part.source)))}</img>")
+    return "".join(written)
 
 
 def _escape(text: str) -> str:
@@ -189,7 +192,7 @@ def _find(source: Any, names: Mapping[str, Any], folder: AnyPath | None) -> Any:
     known = f"names are {', '.join(map(repr, names))}" if names else "no names are given"
     hint = f"; did you mean {near[0]!r}?" if near else ""
     where = "files are not allowed" if path is None else f"there is no file {path}"
-    raise InputError(f"{source!r} is not known: {known}, and {where}{hint}")
+    raise InputError(f"{shown(source)} is not known: {known}, and {where}{hint}")
 
 
 class Interleaved(NamedTuple):

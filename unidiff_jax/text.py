@@ -16,9 +16,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import sentencepiece
+from absl import logging
 from etils import epath
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.outside import MAX_TEXT, InputError, clean_text, fits, read_file, read_object
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 
 PAD, END, UNKNOWN = 0, 1, 2
@@ -27,6 +29,7 @@ PAD, END, UNKNOWN = 0, 1, 2
 _T5_FILE, _CLIP_FILES = "spiece.model", ("vocab.json", "merges.txt")
 _FILES = (_T5_FILE, *_CLIP_FILES, "tokenizer.json", "tokenizer_config.json")
 _FILES += ("special_tokens_map.json", "added_tokens.json")
+_MAX_SPARE = 2**20
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 MAX_NAMES = 10
@@ -84,8 +87,12 @@ class Tokenizer:
         return len(self._name_ids) == len(FRAME_NAMES)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, closed by `end_id`; the empty text is the dropped caption."""
-        return [*self._start, *self._pieces(text), self.end_id]
+        """Ids of a text, closed by `end_id`; the empty text is the dropped caption.
+
+        Control characters are dropped (`outside.clean_text`), and what is beyond `MAX_TEXT`
+        characters is cut with a warning.
+        """
+        return [*self._start, *self._pieces(_readable(text)), self.end_id]
 
     def encode_named(self, text: str) -> Encoded:
         """As `encode`, with the frame names of the text as tokens of their own.
@@ -93,7 +100,7 @@ class Tokenizer:
         Where the vocabulary has no place for them, they are words like others.
         """
         ids, names = [], []
-        for part in _NAME.split(text):
+        for part in _NAME.split(_readable(text)):
             number = FRAME_NAMES.get(part, 0)
             known = number and part in self._name_ids
             found = [self._name_ids[part]] if known else self._pieces(part)
@@ -110,6 +117,12 @@ class Tokenizer:
         raise NotImplementedError
 
 
+def _readable(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        logging.warning("a prompt of %d characters is cut to %d", len(text), MAX_TEXT)
+    return clean_text(text[:MAX_TEXT])
+
+
 class T5Tokenizer(Tokenizer):
     """Sentencepiece, of a folder with `spiece.model`. The dropped caption is `[END]`."""
 
@@ -118,10 +131,20 @@ class T5Tokenizer(Tokenizer):
 
     def __init__(self, folder: AnyPath):
         self._folder = as_path(folder)
-        model = (self._folder / _T5_FILE).read_bytes()
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        settings = self._folder / "tokenizer_config.json"
-        spare = json.loads(settings.read_text()).get("extra_ids", 0) if settings.exists() else 0
+        path, settings = self._folder / _T5_FILE, self._folder / "tokenizer_config.json"
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=read_file(path))
+            spare = read_object(settings).get("extra_ids", 0) if settings.exists() else 0
+        except InputError as error:
+            raise ConfigError(str(error)) from None
+        except RuntimeError as error:
+            raise ConfigError(f"{path} is no sentencepiece model: {error}") from None
+        if self._model.vocab_size() <= UNKNOWN:  # nothing was in the file
+            raise ConfigError(f"{path} has no pieces; give the spiece.model of a T5")
+        if type(spare) is not int or not 0 <= spare <= _MAX_SPARE:
+            raise ConfigError(
+                f"{settings}: extra_ids={spare!r}; a count to {_MAX_SPARE}, such as 100"
+            )
         # the id of <extra_id_k> counts down from the end
         last = self._model.vocab_size() + spare - 1
         self._name_ids = {}
@@ -157,15 +180,26 @@ class CLIPTokenizer(Tokenizer):
         import transformers  # takes seconds, which runs with a T5 need not wait for
 
         self._folder = as_path(folder)
-        vocabulary = json.loads((self._folder / _CLIP_FILES[0]).read_text())
-        lines = (self._folder / _CLIP_FILES[1]).read_text().splitlines()
+        try:
+            vocabulary = read_object(self._folder / _CLIP_FILES[0])
+            lines = read_file(self._folder / _CLIP_FILES[1]).decode().splitlines()
+        except ValueError as error:  # InputError, or no UTF-8
+            raise ConfigError(f"the tokenizer of {folder} is damaged: {error}") from None
         merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        if not fits(vocabulary, {str: int}) or any(len(pair) != 2 for pair in merges):
+            raise ConfigError(
+                f"the tokenizer of {folder} is damaged: {_CLIP_FILES[0]} gives each piece its id, "
+                f"{_CLIP_FILES[1]} has two pieces a line"
+            )
         missing = [word for word in (_CLIP_START, _CLIP_END) if word not in vocabulary]
         if missing:
             raise ConfigError(f"{folder}/{_CLIP_FILES[0]} has no {' and no '.join(missing)}")
         # its annotation says texts, the package behind it takes pairs
         settings: dict[str, Any] = {"vocab": vocabulary, "merges": merges}
-        self._model = transformers.CLIPTokenizer(**settings)
+        try:
+            self._model = transformers.CLIPTokenizer(**settings)
+        except Exception as error:  # the library behind it raises bare ones
+            raise ConfigError(f"the tokenizer of {folder} is damaged: {error}") from None
         start, self.end_id = vocabulary[_CLIP_START], vocabulary[_CLIP_END]
         self._start = (start,)
         self._name_ids = {name: start for name in FRAME_NAMES}
@@ -192,7 +226,7 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
 
     Raises:
       FileNotFoundError: the folder holds neither.
-      ConfigError: a vocabulary without the start or the end of text.
+      ConfigError: damaged files, or a vocabulary without the start or the end of text.
 
     Example:
       >>> tokenizer = load_tokenizer("runs/quickstart/tokenizer")

@@ -6,11 +6,12 @@ imports.
 """
 
 import abc
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from unidiff_jax.outside import InputError, read_object
 
 Path = str | os.PathLike[str]
 
@@ -137,9 +138,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
+        return read_object(path)
+    except InputError as error:
+        raise CheckpointError(str(error)) from None

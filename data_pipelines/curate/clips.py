@@ -14,6 +14,7 @@ from etils import epath
 
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
+from unidiff_jax.outside import MAX_PIXELS
 from unidiff_jax.paths import AnyPath, as_path
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".ogv", ".gif")
@@ -155,7 +156,10 @@ class VideoClips:
             return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
     def shots(self, name: str) -> Iterator[Shot]:
-        path = self._folder / name
+        try:
+            path = files.inside(self._folder, name)
+        except SampleError as error:
+            raise ClipError("corrupt", str(error)) from None
         if not path.stat().length:
             raise ClipError("empty", f"{name} has 0 bytes")
         sidecar = read_sidecar(path)
@@ -170,8 +174,10 @@ def read_sidecar(path: epath.Path) -> dict[str, Any]:
     Raises:
       ClipError: the file is no JSON object, or not UTF-8.
     """
-    described, caption = path.with_suffix(".json"), path.with_suffix(".txt")
     try:
+        described, caption = (
+            files.inside(path.parent, path.with_suffix(suffix).name) for suffix in (".json", ".txt")
+        )
         if described.exists():
             return files.read_json(described)
         return {"caption": files.read_text(caption)} if caption.exists() else {}
@@ -180,6 +186,9 @@ def read_sidecar(path: epath.Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------- video
+
+
+_OPTIONS = {"protocol_whitelist": ""}  # playlists open no other files and no addresses
 
 
 class _Take(NamedTuple):
@@ -196,11 +205,17 @@ def _takes(path: epath.Path, settings: ReadSettings) -> Iterator[_Take]:
     take = _Take([], [])
     start = None
     try:
-        with path.open("rb") as file, av.open(file, metadata_errors="ignore") as container:
+        with (
+            path.open("rb") as file,
+            av.open(file, metadata_errors="ignore", options=_OPTIONS) as container,
+        ):
             if not container.streams.video:
                 raise ClipError("no video", f"{path} has no video stream")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers share the machine, a clip each
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            if stream.width * stream.height > MAX_PIXELS:
+                raise ClipError("too large", f"{path} is {stream.width}x{stream.height} pixels")
             aspect = float(stream.sample_aspect_ratio or 1)
             cuts, due = _CutFinder(settings.cut), -np.inf
             for number, frame in enumerate(container.decode(stream)):

@@ -15,23 +15,27 @@ mean of areas, masks by the nearest pixel at the same places.
 """
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from data_pipelines.curate.clips import ClipError, Shot
 from data_pipelines.curate.run_lengths import RunLengthError, decode_mask
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
+from unidiff_jax.outside import InputError, decode_picture, decode_values, fits
 
 DAVIS_RATE = 24.0
 YOUTUBE_VIS_RATE = 6.0
 """Frames a second."""
+
+MAX_INSTANCES = 2**32
+"""Bytes of `instances.json`, which holds the masks of all videos."""
+
+_INSTANCES = {"videos": [{"id": (int, str), "file_names": [str]}]}
 
 MAX_IDS = 255
 """An id is a byte, and 0 is nothing."""
@@ -125,7 +129,7 @@ def davis_frames(
     """
     root = epath.Path(root).expanduser()
     pictures, marked = (
-        {epath.Path(file).stem: folder / file for file in _list(folder, suffix)}
+        {epath.Path(file).stem: _listed(folder, file) for file in _list(folder, suffix)}
         for folder, suffix in (
             (root / "JPEGImages" / resolution / name, ".jpg"),
             (root / "Annotations" / resolution / name, ".png"),
@@ -183,10 +187,14 @@ def list_youtube_vis(root: str | epath.Path) -> list[YoutubeVisClip]:
     """
     path = epath.Path(root).expanduser() / "instances.json"
     try:
-        record = files.read_json(path)
+        record = files.read_json(path, limit=MAX_INSTANCES)
+        if not fits(record, _INSTANCES):
+            raise TypeError(f"no {', '.join(_INSTANCES)}, or of other types")
         names = {entry["id"]: str(entry["name"]) for entry in record.get("categories", ())}
         tracks: dict[Any, list[Track]] = {entry["id"]: [] for entry in record["videos"]}
         for entry in record.get("annotations") or ():
+            if not fits(entry, {"segmentations": list}):
+                raise TypeError("an annotation without its segmentations")
             track = Track(names[entry["category_id"]], entry["segmentations"])
             tracks[entry["video_id"]].append(track)
         is_marked = record.get("annotations") is not None
@@ -256,16 +264,15 @@ def youtube_vis_shot(
 
 
 def read_ids(path: epath.Path) -> np.ndarray:
-    """Ids (h, w) of a PNG with a palette or in grey.
+    """Ids (h, w) of a picture with a palette or in grey.
 
     Raises:
       ClipError: no such picture, or an id above 255.
     """
     try:
-        with Image.open(io.BytesIO(files.read_bytes(path)), formats=["PNG"]) as picture:
-            ids = np.asarray(picture)
-    except (SampleError, OSError, SyntaxError, ValueError) as error:
-        raise ClipError("corrupt", f"{path} is no PNG of ids: {error}") from None
+        ids = decode_values(files.read_bytes(path), name=str(path))
+    except (SampleError, InputError) as error:
+        raise ClipError("corrupt", f"no picture of ids: {error}") from None
     if ids.ndim != 2:
         raise ClipError("corrupt", f"{path} is in colour, without a palette: no ids")
     if ids.max(initial=0) > MAX_IDS:
@@ -307,16 +314,17 @@ def _read_pictures(paths: Sequence[epath.Path]) -> Iterator[np.ndarray]:
     first = None
     for path in paths:
         try:
-            data = np.frombuffer(files.read_bytes(path), np.uint8)
+            data = files.read_bytes(path)
         except SampleError as error:
             raise ClipError("missing frame", str(error)) from None
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        if bgr is None:
-            raise ClipError("corrupt", f"{path} is no picture or is damaged")
-        first = first or bgr.shape
-        if bgr.shape != first:
-            raise ClipError("frame size", f"{path} has {bgr.shape[:2]} pixels, others {first[:2]}")
-        yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        try:
+            rgb = np.asarray(decode_picture(data, name=str(path)))
+        except InputError as error:
+            raise ClipError("corrupt", str(error)) from None
+        first = first or rgb.shape
+        if rgb.shape != first:
+            raise ClipError("frame size", f"{path} has {rgb.shape[:2]} pixels, others {first[:2]}")
+        yield rgb
 
 
 def _resize(picture: np.ndarray, *, size: int, is_mask: bool) -> np.ndarray:
@@ -327,6 +335,13 @@ def _resize(picture: np.ndarray, *, size: int, is_mask: bool) -> np.ndarray:
     else:
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     return cv2.resize(picture, (round(width * factor), round(height * factor)), interpolation=how)
+
+
+def _listed(folder: epath.Path, file: str) -> epath.Path:
+    try:
+        return files.inside(folder, file)
+    except SampleError as error:
+        raise ClipError("missing frame", str(error)) from None
 
 
 def _list(folder: epath.Path, suffix: str) -> list[str]:

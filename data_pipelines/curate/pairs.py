@@ -19,6 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.shards import ManifestError, ShardError
+from unidiff_jax.outside import decode_picture, decode_values, fits
 from unidiff_jax.paths import AnyPath
 
 SCHEMA = "pair/1"
@@ -26,6 +27,15 @@ NAME = "pairs"
 """What record files begin with."""
 
 _KEY = "unidiff_pair"
+_FORM = {
+    "names": {str: str},
+    "caption": str,
+    "clip": str,
+    "times": [float],
+    "tags": [str],
+    "flow": float,
+    "difference": float,
+}
 _AGAIN = "curate the clips again with python -m launch.curate"
 
 
@@ -96,13 +106,15 @@ def decode_pair(blob: bytes) -> Pair:
         schema = values.pop("schema")
         if schema != SCHEMA:
             raise PairError(f"the pairs have schema {schema!r}, not {SCHEMA!r}: {_AGAIN}")
-        frames = [_picture(arrays[f"frame.{n}"], cv2.IMREAD_COLOR) for n in range(2)]
-        masks = [_picture(arrays[f"mask.{n}"], cv2.IMREAD_UNCHANGED) for n in range(2)]
+        if not fits(values, _FORM) or len(values["times"]) != 2:
+            raise ValueError(f"{', '.join(_FORM)} are missing or of other types")
+        frames = [decode_picture(arrays[f"frame.{n}"].tobytes(), name=f"frame {n}") for n in (0, 1)]
+        masks = [decode_values(arrays[f"mask.{n}"].tobytes(), name=f"mask {n}") for n in (0, 1)]
         depth = None
         if "depth.0" in arrays:
             depth = np.stack([arrays[f"depth.{n}"] for n in range(2)])
         pair = Pair(
-            frames=np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames]),
+            frames=np.stack([np.asarray(frame) for frame in frames]),
             masks=np.stack(masks),
             depth=depth,
             names={int(i): name for i, name in values.pop("names").items()},
@@ -114,6 +126,8 @@ def decode_pair(blob: bytes) -> Pair:
             raise
         raise PairError(f"not a pair of schema {SCHEMA!r}: {error}") from None
     size = pair.frames.shape[:3]
+    if pair.masks.dtype != np.uint8 or (pair.depth is not None and pair.depth.dtype.kind != "f"):
+        raise PairError(f"pair of {pair.clip}: masks are no bytes, or depth is no float")
     if pair.masks.shape != size or (pair.depth is not None and pair.depth.shape != size):
         raise PairError(f"pair of {pair.clip}: masks or depth have another size than its frames")
     return pair
@@ -131,7 +145,7 @@ def open_pairs(folder: AnyPath) -> ArrayRecordDataSource:
     """
     try:
         manifest = shards.read_manifest(folder, schema=SCHEMA)
-        names = shards.shard_names(NAME, int(manifest["shards"]))
+        names = shards.shard_names(NAME, manifest["shards"])
         opened = shards.open_shards((folder, name) for name in names)
     except (ManifestError, ShardError) as error:
         raise PairError(f"{error}: {_AGAIN}") from None
@@ -140,13 +154,6 @@ def open_pairs(folder: AnyPath) -> ArrayRecordDataSource:
     if opened is None:
         raise PairError(f"{folder} holds no pairs: no clip gave one; {_AGAIN} and other settings")
     return opened.records
-
-
-def _picture(data: np.ndarray, mode: int) -> np.ndarray:
-    picture = cv2.imdecode(data, mode)
-    if picture is None:
-        raise ValueError("a picture's file is damaged")
-    return picture
 
 
 def _file(kind: str, picture: np.ndarray, options: Sequence[int] = ()) -> np.ndarray:

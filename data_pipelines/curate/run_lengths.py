@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from unidiff_jax.outside import MAX_PIXELS
+
+_MAX_BITS = 60  # of a number in a text: one that goes on for ever would eat all time
+
 
 class RunLengthError(ValueError):
     """Not the run lengths of a mask."""
@@ -37,7 +41,11 @@ def decode_mask(runs: Mapping[str, Any]) -> np.ndarray:
     except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise RunLengthError(f"no record of run lengths: {error}") from None
     total = height * width
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != total or min(height, width) < 1:
+    if max(height, width, total) > MAX_PIXELS:
+        raise RunLengthError(f"a mask of {height} x {width} pixels; at most {MAX_PIXELS} in all")
+    fit = lengths.ndim == 1 and min(height, width) > 0
+    fit = fit and ((lengths >= 0) & (lengths <= total)).all()  # or the sum could begin anew
+    if not fit or lengths.sum() != total:
         raise RunLengthError(f"the runs do not fill {height} x {width} pixels")
     values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return values.reshape(width, height).T
@@ -57,6 +65,8 @@ def unpack_counts(text: str) -> list[int]:
             raise RunLengthError(f"{character!r} does not occur in run lengths")
         value |= (group & 31) << shift
         shift += 5
+        if shift > _MAX_BITS:
+            raise RunLengthError(f"a number of more than {_MAX_BITS} bits")
         if group & 32:
             continue
         if group & 16:

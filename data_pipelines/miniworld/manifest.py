@@ -9,16 +9,19 @@ the same settings give the same bytes.
 
 import dataclasses
 import hashlib
-import json
 import shlex
 from typing import Any
 
 from data_pipelines.miniworld.scene import SPLITS
+from data_pipelines.shards import MAX_SHARDS
+from unidiff_jax.outside import fits, read_object
 from unidiff_jax.paths import AnyPath, as_path, is_remote, write_json
 
 SCHEMA = "miniworld/1"
 GENERATOR = 1  # raise it whenever the same settings would give other bytes
 NAME = "manifest.json"
+
+_WHOLE = ("size", "seed", "samples", "shards", "edits", "clip_frames")
 
 
 class RecordsError(ValueError):
@@ -48,6 +51,8 @@ class Settings:
     clip_frames: int = 2
 
     def __post_init__(self):
+        if not fits(vars(self), {name: int for name in _WHOLE} | {"counts": {str: int}}):
+            raise ValueError(f"counts and {', '.join(_WHOLE)} are not all whole numbers")
         unknown = sorted(set(self.counts) - set(SPLITS))
         if unknown:
             raise ValueError(f"counts has unknown splits {unknown}; use {', '.join(SPLITS)}")
@@ -56,6 +61,8 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)}; use {smallest} or more")
         if min(self.edits, self.clip_frames, *self.counts.values()) < 0:
             raise ValueError("edits, clip_frames and counts must be 0 or more")
+        if self.shards > MAX_SHARDS:
+            raise ValueError(f"shards={self.shards}; use {MAX_SHARDS} or fewer")
 
     def shards_of(self, split: str) -> dict[str, range]:
         """File name -> the record indices of the split that it holds."""
@@ -122,9 +129,12 @@ def read(folder: AnyPath) -> Manifest:
     path = as_path(folder) / NAME
     again = render_command(folder)
     try:
-        tree = json.loads(path.read_text())
+        tree = read_object(path)
         check_schema(tree["schema"], f"remove {folder} and render the data again with: {again}")
-        return Manifest(**{**tree, "settings": Settings(**tree["settings"])})
+        manifest = Manifest(**{**tree, "settings": Settings(**tree["settings"])})
+        if not fits(manifest.files, {str: {"bytes": int, "records": int}}):
+            raise ValueError("a file without its bytes and records")
+        return manifest
     except RecordsError:
         raise
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.miniworld import manifest as manifests
 from data_pipelines.miniworld.manifest import SCHEMA, RecordsError
 from data_pipelines.shards import RecordFile, Records, ShardError, open_files, size_problem
+from unidiff_jax.outside import fits
 from unidiff_jax.paths import AnyPath, as_path
 
 _KEY = "miniworld"
@@ -25,6 +26,16 @@ _TENSORS = {
     "shadow": np.uint8,
     "camera_to_world": np.float32,
     "intrinsics": np.float32,
+}
+_FORM = {
+    "id": int,
+    "split": str,
+    "heldout": (str, None),
+    "scenes": [{"objects": [{"id": int, "shape": str, "color": str}]}],
+    "captions": [[str]],
+    "references": [{"expression": str, "object": int, "image": int}],
+    "edits": [{"kind": str, "instruction": str, "before": int, "after": int, "object": int}],
+    "clip": ({"kind": str, "images": [int], "description": str}, None),
 }
 
 
@@ -102,9 +113,35 @@ def decode(blob: bytes) -> Record:
         schema, "render the data again with: python -m launch.miniworld --out FOLDER"
     )
     try:
-        return Record(**{name: stored[name] for name in _TENSORS}, **metadata)
+        record = Record(**{name: stored[name] for name in _TENSORS}, **metadata)
     except (KeyError, TypeError) as error:
         raise RecordsError(f"damaged MiniWorld record: {error}") from None
+    if fault := _fault(record):
+        raise RecordsError(f"damaged MiniWorld record: {fault}")
+    return record
+
+
+def _fault(record: Record) -> str | None:
+    """What of a record its attributes do not allow."""
+    if record.rgb.ndim != 4 or 0 in record.rgb.shape:
+        return f"rgb of shape {record.rgb.shape}"
+    count, height, width, _ = record.rgb.shape
+    maps = dict.fromkeys(("depth", "instance", "shadow"), (count, height, width))
+    shapes = maps | {"rgb": (count, height, width, 3)}
+    shapes |= {"camera_to_world": (count, 4, 4), "intrinsics": (count, 3, 3)}
+    for name, dtype in _TENSORS.items():
+        array = getattr(record, name)
+        if array.shape != shapes[name] or array.dtype != dtype:
+            return f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shapes[name]}"
+    if not fits({name: getattr(record, name) for name in _FORM}, _FORM):
+        return f"{', '.join(_FORM)} are missing or of other types"
+    if len(record.scenes) != count or len(record.captions) != count or [] in record.captions:
+        return f"not a scene and captions for each of {count} images"
+    images = [image for edit in record.edits for image in (edit["before"], edit["after"])]
+    images += [reference["image"] for reference in record.references]
+    if record.clip is not None:
+        images += record.clip["images"] or [count]
+    return None if all(0 <= i < count for i in images) else f"an image beyond {count}"
 
 
 def open_records(folder: AnyPath, split: str, *, spare: float = 0.0) -> Records:

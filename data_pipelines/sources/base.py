@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from unidiff_jax.frames import CODECS
-from unidiff_jax.sample.images import InputError, decode_picture
+from unidiff_jax.outside import InputError, decode_picture
 
 
 class SourceError(ValueError):

@@ -1,19 +1,19 @@
 """Files by pattern and by name, on a disk or in a bucket.
 
 All paths are `etils.epath` paths, so `gs://bucket/...` works where a local path does. Names that
-come from data cannot leave their folder.
+come from data cannot leave their folder. What is read is bounded by `unidiff_jax.outside`.
 """
 
 import concurrent.futures
 import glob
-import json
-import pathlib
 import re
 from typing import Any
 
 from etils import epath
 
 from data_pipelines.sources.base import SampleError, SourceError
+from unidiff_jax import outside
+from unidiff_jax.outside import MAX_FILE, MAX_JSON, InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -86,30 +86,27 @@ def list_folders(folder: epath.Path) -> list[str]:
 
 
 def inside(folder: epath.Path, name: Any) -> epath.Path:
-    """The path of a name that comes from data.
-
-    Links that lie in the folder are followed: they are the owner's.
+    """The path of a name that comes from data or lies in the folder; see `outside.inside`.
 
     Raises:
-      SampleError: no text, or a path that leaves the folder.
+      SampleError: no text, a path that leaves the folder, or a link that leads out of it.
     """
-    if not isinstance(name, str) or not name.strip("./"):
-        raise SampleError(f"{folder}: {name!r} is not the name of a file")
-    absolute = name.startswith("/") or pathlib.PureWindowsPath(name).drive or "://" in name
-    if absolute or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise SampleError(f"{folder}: the path {name!r} leaves the folder")
-    return folder / name
+    try:
+        return outside.inside(folder, name)
+    except InputError as error:
+        raise SampleError(str(error)) from None
 
 
-def read_bytes(path: epath.Path) -> bytes:
+def read_bytes(path: epath.Path, *, limit: int = MAX_FILE) -> bytes:
     """A file's bytes.
 
     Raises:
-      SampleError: it cannot be read.
+      SampleError: it cannot be read, is no regular file, or has more than `limit` bytes.
     """
     try:
-        with path.open("rb") as file:
-            return file.read()  # pyright: ignore[reportReturnType]
+        return outside.read_file(path, limit=limit)
+    except InputError as error:
+        raise SampleError(str(error)) from None
     except (OSError, ValueError) as error:
         raise SampleError(f"{path} cannot be read: {error}") from None
 
@@ -135,28 +132,25 @@ def decode_text(data: bytes, *, name: str) -> str:
         raise SampleError(f"{name} is not UTF-8 text: {error}") from None
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path, *, limit: int = MAX_JSON) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-      SampleError: it cannot be read, or holds something else.
+      SampleError: it cannot be read, holds something else, or has more than `limit` bytes.
     """
-    return decode_json(read_bytes(path), name=str(path))
+    return decode_json(read_bytes(path, limit=limit), name=str(path), limit=limit)
 
 
-def decode_json(data: bytes | str, *, name: str) -> dict[str, Any]:
+def decode_json(data: bytes | str, *, name: str, limit: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-      SampleError: something else.
+      SampleError: something else, too long or nested too deep; see `outside.decode_object`.
     """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise SampleError(f"{name} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise SampleError(f"{name} holds a {type(value).__name__}, not a JSON object")
-    return value
+        return outside.decode_object(data, name=name, limit=limit)
+    except InputError as error:
+        raise SampleError(str(error)) from None
 
 
 def _glob(pattern: str) -> list[epath.Path]:

@@ -163,7 +163,7 @@ class SubfolderTable:
         row = {}
         for column in columns:
             name = self._files[column].get(self._stems[index])
-            row[column] = None if name is None else _read(self._folder / column / name)
+            row[column] = None if name is None else _read(self._folder / column, name)
         return row
 
 
@@ -202,13 +202,13 @@ class SideFileTable:
         if set(columns) - {"image"} and f"{stem}.json" in self._names:
             row |= self._side_record(stem)
         if "caption" in columns and f"{stem}.txt" in self._names:
-            row["caption"] = files.read_text(self._folder / f"{stem}.txt")
+            row["caption"] = _read(self._folder, f"{stem}.txt")
         if "image" in columns:
-            row["image"] = files.read_bytes(self._folder / self._pictures[index])
+            row["image"] = _read(self._folder, self._pictures[index])
         return {column: row.get(column) for column in columns}
 
     def _side_record(self, stem: str) -> dict[str, Any]:
-        return flatten(files.read_json(self._folder / f"{stem}.json"))
+        return flatten(files.read_json(files.inside(self._folder, f"{stem}.json")))
 
 
 def _suffix(name: str) -> str:
@@ -226,5 +226,6 @@ def _column(key: str) -> str:
     return key
 
 
-def _read(path: epath.Path) -> bytes | str:
-    return files.read_text(path) if path.name.endswith(".txt") else files.read_bytes(path)
+def _read(folder: epath.Path, name: str) -> bytes | str:
+    path = files.inside(folder, name)
+    return files.read_text(path) if name.endswith(".txt") else files.read_bytes(path)

@@ -12,7 +12,6 @@ What its features mean is said in Kubric's `challenges/movi`, not in the files:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -25,6 +24,7 @@ from data_pipelines.sources.referring import draw_thing
 from data_pipelines.sources.scenes import SCALE, seen_from_first
 from unidiff_jax import cameras
 from unidiff_jax.cameras import Cameras
+from unidiff_jax.outside import InputError, decode_values
 
 RATE = 12.0
 """Frames a second."""
@@ -190,12 +190,13 @@ def _caption(shot: Shot, pixels: np.ndarray) -> str:
 
 def _decode(data: bytes, *, size: tuple[int, int], name: str) -> np.ndarray:
     """A picture as it is stored: RGB, or (h, w) of ids or 16 bits."""
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if found is None:
-        raise ClipError("corrupt", f"{name} is no picture")
+    try:
+        found = decode_values(data, name=name)
+    except InputError as error:
+        raise ClipError("corrupt", str(error)) from None
     if found.shape[:2] != size:
         raise ClipError("frame size", f"{name} has {found.shape[:2]} pixels, not {size}")
-    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found
+    return found
 
 
 def _focal(example: Mapping[str, Any]) -> float:

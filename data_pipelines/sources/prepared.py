@@ -12,7 +12,6 @@ files, so that they are decoded as those of every other source are.
 """
 
 import concurrent.futures
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,10 +27,12 @@ from tensorflow_datasets.core.utils.py_utils import flatten_nest_dict
 
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
+from unidiff_jax.outside import shown
 
 _FORMAT = "array_record"
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _UNFINISHED = "incomplete."  # begins the name that a folder has while it is prepared
+_FEATURE_CLASSES = "tensorflow_datasets.core.features."  # other modules are never imported
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
@@ -88,7 +89,8 @@ def find_prepared(data_dir: str, name: str) -> epath.Path:
             f"{_how_to_prepare(data_dir, dataset)}"
         )
     record = _read_json(folder / _INFO)
-    formats = {record.get("fileFormat", "tfrecord"), *record.get("alternativeFileFormats", ())}
+    others = record.get("alternativeFileFormats", [])
+    formats = {str(kind) for kind in (record.get("fileFormat", "tfrecord"), *_as_list(others))}
     if _FORMAT not in formats:
         raise SourceError(
             f"{folder} is prepared as {', '.join(sorted(formats))}, which cannot be read at "
@@ -183,7 +185,7 @@ def _read_splits(folder: epath.Path) -> splits.SplitDict:
                 for entry in record.get("splits", ())
             ]
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SourceError(f"{folder / _INFO} cannot be understood: {error!r}") from None
 
 
@@ -200,6 +202,9 @@ def _find_records(folder: epath.Path, split: str) -> list[Any]:
         ) from None
     if not found:
         raise SourceError(f"{folder}: the split {split!r} has no examples")
+    for part in found:
+        if epath.Path(part.filename).parent != folder:
+            raise SourceError(f"{folder / _INFO} names the file {part.filename} of another folder")
     with concurrent.futures.ThreadPoolExecutor(files.NUM_READERS) as pool:
         there = list(pool.map(lambda part: epath.Path(part.filename).exists(), found))
     missing = [part.filename for part, is_there in zip(found, there, strict=True) if not is_there]
@@ -217,7 +222,7 @@ def _read_columns(folder: epath.Path) -> dict[str, _Column]:
         )
         features.load_metadata(folder, feature_name=None)  # names of labels
         infos = flatten_nest_dict(features.get_serialized_info())
-    except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+    except Exception as error:  # those of Protocol Buffers share no base class of their own
         raise SourceError(f"{folder / _FEATURES} cannot be understood: {error}") from None
     columns = {}
     for path, feature in sorted(_leaves(features), key=lambda leaf: leaf[0]):  # files have no order
@@ -261,14 +266,20 @@ def _without_videos(value: Any) -> Any:
     that were converted from older ones keep the `features.json` of their time, of which there are
     three kinds: features by `type` and `content`; these with a JSON text for content; and by
     `pythonClassName`.
+
+    Raises:
+      ValueError: a class of another module than the features', which the library would import.
     """
     if not isinstance(value, Mapping):
         return value
     if isinstance(value.get("content"), str) and "proto_cls" in value:
-        value = {**value, "content": json.loads(value["content"])}
+        value = {**value, "content": files.decode_json(value["content"], name="a feature")}
     value = {name: _without_videos(inner) for name, inner in value.items()}
-    kind = value.get("pythonClassName", value.get("type"))
-    if not isinstance(kind, str) or not kind.endswith(".Video"):
+    named = [value[key] for key in ("pythonClassName", "type") if isinstance(value.get(key), str)]
+    for kind in named:
+        if "." in kind and not kind.startswith(_FEATURE_CLASSES):
+            raise ValueError(f"the class {shown(kind)} is not one of {_FEATURE_CLASSES}*")
+    if not named or not named[0].endswith(".Video"):
         return value
     content = value.get("video") or value["content"]
     shape = content["shape"]
@@ -316,6 +327,10 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
         return files.read_json(path)
     except SampleError as error:
         raise SourceError(str(error)) from None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _version_key(version: str) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from data_pipelines.sources.base import (
 )
 from unidiff_jax import cameras
 from unidiff_jax.cameras import Cameras
+from unidiff_jax.outside import MAX_PIXELS, shown
 
 DOWNSCALES = (1, 4, 8)
 """Pictures of 1/4 of the size lie in `images_4`."""
@@ -97,7 +98,7 @@ class SceneSource:
         """Views of one scene; see `RawSource.sample`."""
         check_index(index, len(self))
         scene = self._scenes[index]
-        path = scene / "transforms.json"
+        path = files.inside(scene, "transforms.json")
         record = files.read_json(path)
         frames = record.get("frames")
         if not isinstance(frames, list) or not all(isinstance(f, Mapping) for f in frames):
@@ -132,7 +133,7 @@ class SceneSource:
         }
 
     def _caption(self, scene: epath.Path, rng: np.random.Generator) -> str:
-        path = scene / "caption.json"
+        path = files.inside(scene, "caption.json")
         if not path.exists():
             return ""
         record = files.read_json(path)
@@ -161,8 +162,8 @@ def read_camera(
     values = []
     for key in ("w", "h", "fl_x", "fl_y"):
         value = record.get(key)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise SampleError(f"{name}: {key} is {value!r}, not a number of pixels")
+        if not isinstance(value, int | float) or not 0 < value <= MAX_PIXELS:
+            raise SampleError(f"{name}: {key} is {shown(value)}, not a number of pixels")
         value = value if downscale == 1 else int(value / downscale)
         if value < 1:
             raise SampleError(f"{name}: {key} is less than a pixel at 1/{downscale} of the size")
@@ -170,7 +171,7 @@ def read_camera(
     width, height = int(values[0]), int(values[1])
     try:
         c2w = np.array(record.get("transform_matrix"), np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         c2w = np.zeros(())
     if c2w.shape == (3, 4):
         c2w = np.concatenate([c2w, [[0.0, 0.0, 0.0, 1.0]]])
@@ -213,5 +214,7 @@ def _picture_path(scene: epath.Path, name: Any, downscale: int) -> epath.Path:
         return path
     parts = path.relative_to(scene).parts
     if parts[0] != "images":
-        raise SampleError(f"{scene}: {name!r} does not lie in images, so it has no smaller one")
-    return scene.joinpath(_images_folder(downscale), *parts[1:])
+        raise SampleError(
+            f"{scene}: {shown(name)} does not lie in images, so it has no smaller one"
+        )
+    return files.inside(scene, "/".join((_images_folder(downscale), *parts[1:])))

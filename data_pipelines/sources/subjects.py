@@ -67,11 +67,12 @@ class SubjectSource:
         chosen = draw_some(len(pictures), self._num_views, rng, name=f"{folder}: pictures")
         views, captions = [], []
         for number, place in enumerate(chosen):
-            path = folder / pictures[place]
+            path = files.inside(folder, pictures[place])
             views.append(read_picture(files.read_bytes(path), name=str(path)))
             side = f"{path.stem}.txt"
-            caption = files.read_text(folder / side) if side in names else ""
+            caption = files.read_text(files.inside(folder, side)) if side in names else ""
             captions.append(f"[[img{number}]] {caption}".rstrip())
-        name = files.read_text(folder / "name.txt") if "name.txt" in names else ""
+        named = "name.txt" in names
+        name = files.read_text(files.inside(folder, "name.txt")) if named else ""
         name = name or " ".join(folder.name.replace("_", " ").replace("-", " ").split())
         return {"views": views, "captions": " ".join(captions), "name": name}

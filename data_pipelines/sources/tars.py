@@ -6,7 +6,7 @@ columns `jpg` and `seg.png` of the sample `a/001`. The keys of a member `.json` 
 Members that are neither pictures, texts nor JSON are passed over.
 
 Opening reads the headers once and keeps for each member where its bytes lie; a sample is read by
-seeking. No member's path is ever used as a path.
+seeking. Nothing is unpacked: no member's path is ever used as a path, and links are passed over.
 """
 
 import concurrent.futures
@@ -20,10 +20,45 @@ from etils import epath
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
 from data_pipelines.sources.tables import flatten
+from unidiff_jax.outside import MAX_FILE, MAX_JSON
 
 _PICTURES = tuple(suffix.removeprefix(".") for suffix in files.PICTURES)
 _TEXTS = ("txt", "text", "caption", "cls")
 _KINDS = (*_PICTURES, *_TEXTS, "json")
+
+_MAX_HEADER = 2**20
+_MAX_HEADERS = 8
+"""Bytes of a header that only names the member after it, and how many of these may follow another:
+tarfile reads them whole, and one inside another.
+"""
+
+_NAMING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose headers are bounded."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _NAMING and not 0 <= member.size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> "_Member":
+        archive.headers = getattr(archive, "headers", 0) + 1
+        if archive.headers > _MAX_HEADERS:
+            raise tarfile.ReadError(f"more than {_MAX_HEADERS} headers of one member")
+        member = super().fromtarfile(archive)
+        archive.headers = 0
+        return member
 
 
 class _Shard(NamedTuple):
@@ -83,8 +118,13 @@ class TarTable:
         try:
             with epath.Path(self._paths[number]).open("rb") as file:
                 for column in dict.fromkeys(wanted):
+                    if (size := int(shard.size[present[column]])) > MAX_FILE:
+                        raise SampleError(
+                            f"{self.name(index)}.{column} has {size:,} bytes, at most "
+                            f"{MAX_FILE:,} are read"
+                        )
                     file.seek(int(shard.offset[present[column]]))
-                    data[column] = file.read(int(shard.size[present[column]]))
+                    data[column] = file.read(size)
         except OSError as error:
             raise SampleError(f"{self.name(index)} cannot be read: {error}") from None
         for column, content in data.items():
@@ -114,7 +154,7 @@ class TarTable:
             member = int(np.argmax(shard.column == shard.columns.index("json")))
             with epath.Path(self._paths[number]).open("rb") as file:
                 file.seek(int(shard.offset[member]))
-                content = file.read(int(shard.size[member]))
+                content = file.read(min(int(shard.size[member]), MAX_JSON + 1))
             try:
                 return list(flatten(files.decode_json(content, name="the first .json member")))
             except SampleError as error:
@@ -129,7 +169,10 @@ def _scan(path: str) -> _Shard:
     seen: set[str] = set()
     last = -1
     try:
-        with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with (
+            epath.Path(path).open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive,
+        ):
             while (member := archive.next()) is not None:
                 if archive.offset <= last:  # a negative size
                     raise tarfile.ReadError("members overlap")

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from unidiff_jax.outside import InputError, decode_values, fits, inside, read_file, read_object
+
 GROUPS = (
     "Smileys & Emotion",
     "People & Body",
@@ -63,16 +65,22 @@ def list_subjects(emoji: str | pathlib.Path, names: str | pathlib.Path) -> list[
     if not assets.is_dir():
         raise PackageError(f"{assets} is no folder; unpack @lobehub/fluent-emoji-3d into {emoji}")
     try:
-        known = json.loads(table.read_text("utf-8"))
+        known = read_object(table)
         named = {_plain(map(ord, key)): (key, v["name"], v["group"]) for key, v in known.items()}
     except FileNotFoundError:
         raise PackageError(f"{table} is missing; unpack unicode-emoji-json into {names}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackageError(f"{table} is damaged ({error!r})") from None
+    if not fits(known, {str: {"name": str, "group": str}}):
+        raise PackageError(f"{table} is damaged (a name or a group is no text)")
     looks: dict[tuple[int, ...], dict[tuple[int, ...], pathlib.Path]] = {}
     for path in sorted(assets.iterdir()):
         if path.suffix not in (".webp", ".png"):
             continue
+        try:
+            inside(assets, path.name)
+        except InputError as error:
+            raise PackageError(str(error)) from None
         try:
             codes = [int(code, 16) for code in path.stem.split("-")]
         except ValueError:
@@ -98,14 +106,16 @@ def read_look(path: pathlib.Path, *, size: int) -> UInt8[np.ndarray, "s s 4"]:
     Raises:
       PackageError: it cannot be read, has no alpha, or shows nothing.
     """
-    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
+    try:
+        picture = decode_values(read_file(path), name=str(path))
+    except (InputError, OSError) as error:
+        raise PackageError(f"{path} cannot be read: {error}") from None
+    if picture.ndim != 3 or picture.shape[2] != 4:
         raise PackageError(f"{path} is no picture with an alpha channel")
     rows, columns = (np.flatnonzero((picture[..., 3] >= 8).any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         raise PackageError(f"{path} shows nothing")
     seen = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
-    seen = seen[..., (2, 1, 0, 3)]
     seen[..., :3] *= seen[..., 3:] / 255  # so that resampling mixes no colour of unseen pixels in
     height, width = seen.shape[:2]
     side = max(height, width)

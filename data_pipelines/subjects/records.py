@@ -21,6 +21,7 @@ from data_pipelines.shards import ManifestError, Records, ShardError
 from data_pipelines.subjects.names import kind_of, to_words
 from data_pipelines.subjects.package import GROUPS, Listed, digest, list_subjects, read_look
 from unidiff_jax.config import ConfigError
+from unidiff_jax.outside import fits
 from unidiff_jax.paths import AnyPath, as_path
 
 SCHEMA = "subjects/1"
@@ -183,11 +184,19 @@ def decode_subject(blob: bytes) -> Subject:
     """
     try:
         arrays, values = unpack_blob(blob, key=_KEY)
-        if values.pop("schema") == SCHEMA:
-            return Subject(looks=arrays["looks"], **values)
-    except (BlobError, KeyError, TypeError, AttributeError) as error:
+        if values.pop("schema") != SCHEMA:
+            raise SubjectError(f"a subject of another schema than {SCHEMA!r}: {_AGAIN}")
+        subject = Subject(looks=arrays["looks"], **values)
+    except (BlobError, KeyError, TypeError) as error:
         raise SubjectError(f"not a subject of schema {SCHEMA!r} ({error}): {_AGAIN}") from None
-    raise SubjectError(f"a subject of another schema than {SCHEMA!r}: {_AGAIN}")
+    count, height, width, channels = (*subject.looks.shape, 0, 0, 0, 0)[:4]
+    is_square = count > 0 and height == width > 0 and channels == 4 and subject.looks.ndim == 4
+    if not is_square or subject.looks.dtype != np.uint8 or not fits(values, {str: str}):
+        raise SubjectError(
+            f"a damaged subject: looks {subject.looks.dtype} {subject.looks.shape}, not bytes "
+            f"(n, s, s, 4), or no texts beside them; {_AGAIN}"
+        )
+    return subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,19 +223,19 @@ def open_subjects(folder: AnyPath, split: str) -> OpenedSubjects:
         raise SubjectError(f"{folder} has no split {split!r}; it has {', '.join(SPLITS)}")
     try:
         manifest: dict[str, Any] = shards.read_manifest(folder, schema=SCHEMA)
-        names = shards.shard_names(split, int(manifest["shards"]))
+        names = shards.shard_names(split, manifest["shards"])
         opened = shards.open_shards((folder, name) for name in names)
         size = int(manifest["size"])
+        described = [] if opened is None else [s for e in opened.entries for s in e["subjects"]]
+        words, groups = ([str(subject[key]) for subject in described] for key in ("words", "group"))
     except (ManifestError, ShardError) as error:
         raise SubjectError(f"{error}: {_AGAIN}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise SubjectError(f"{folder}/manifest.json is damaged ({error!r}): {_AGAIN}") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SubjectError(
+            f"{folder}/manifest.json or a shard's is damaged ({error!r}): {_AGAIN}"
+        ) from None
     if opened is None:
         raise SubjectError(f"{folder} has no subject in {split}: {_AGAIN}")
-    described = [subject for entry in opened.entries for subject in entry["subjects"]]
-    return OpenedSubjects(
-        records=opened.records,
-        words=[subject["words"] for subject in described],
-        groups=[subject["group"] for subject in described],
-        size=size,
-    )
+    if len(words) != len(opened.records):
+        raise SubjectError(f"{folder} describes {len(words)} of {len(opened.records)} subjects")
+    return OpenedSubjects(records=opened.records, words=words, groups=groups, size=size)

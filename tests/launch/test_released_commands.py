@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from hostile import png_bomb
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -20,6 +21,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def run(*args):
     command = [sys.executable, "-m", "launch.onediffusion", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_picture_that_is_a_bomb_is_one_line(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_bomb())
+    done = run("--model=none", "--prompt=a", "--mask=1,0", f"--image={tmp_path}/bomb.png")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "bomb.png is too large" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_same_seed_gives_the_same_folder(released, tmp_path):

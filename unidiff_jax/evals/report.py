@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from unidiff_jax.evals import statistics
 from unidiff_jax.evals.charts import format_number, json_pointer, make_bar, make_panels
 from unidiff_jax.evals.results import read_results, read_samples
 from unidiff_jax.evals.results_schema import BADGES, IMAGE_KINDS, MINIATURE, ReportError
 from unidiff_jax.evals.scoreboard import RUN, Table, make_tables
+from unidiff_jax.outside import InputError, decode_picture, read_file
 
 NUM_SHOWN = 8
 """K: the first K and the worst K items of a task are on the page."""
@@ -57,18 +57,17 @@ def _thumbnail(folder: Path, *, path: str, where: str) -> Thumbnail:
     if not full.is_relative_to((folder / "img").resolve()):
         raise ReportError(f"{where}: image path {path!r} is not under img/")
     try:
-        data = full.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            if max(image.size) > MAX_SIDE:
-                image.thumbnail((MAX_SIDE, MAX_SIDE))
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG", optimize=True)
-                data = buffer.getvalue()
-            width, height = image.size
+        data = read_file(full)
+        image = decode_picture(data, name=str(full), formats=["PNG"])
+        if max(image.size) > MAX_SIDE:
+            image.thumbnail((MAX_SIDE, MAX_SIDE))
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG", optimize=True)
+            data = buffer.getvalue()
+        width, height = image.size
     except FileNotFoundError:
         raise ReportError(f"{where}: image {path!r} does not exist") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, InputError) as error:
         raise ReportError(f"{where}: image {path!r} is not a readable PNG ({error})") from error
     factor = max(1, -(-96 // max(width, height)))
     uri = "data:image/png;base64," + base64.b64encode(data).decode()

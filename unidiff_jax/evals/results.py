@@ -355,7 +355,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         results = _load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportError(f"{path} does not exist; write it with write_results") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"results.json: not JSON ({error})") from error
     _raise_faults("results.json", list(faults(results)))
     return {"scores": [], **results}
@@ -378,7 +378,7 @@ def read_samples(
             where = f"samples/{task}.jsonl:{number}"
             try:
                 sample = _load_json(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ReportError(f"{where}: not JSON ({error})") from error
             _raise_faults(where, list(key_faults(sample, keys=SAMPLE_KEYS, where="")))
             if sample["id"] in line_of:

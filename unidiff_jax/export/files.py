@@ -4,7 +4,6 @@ Tensors are read where they are indexed, so that a large checkpoint never lies i
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,8 @@ import safetensors
 from etils import epath
 from safetensors.numpy import save_file
 
+from unidiff_jax.headers import data_start, parse_header
+from unidiff_jax.outside import InputError, check_file, read_object, shown
 from unidiff_jax.paths import AnyPath, as_path, is_remote, write_json, written_whole
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
@@ -29,7 +30,12 @@ class FileTensor:
     """One tensor of a local file, read where it is indexed."""
 
     def __init__(self, handle: Any, name: str):
+        """Takes the tensor of an open file; raises ValueError for a dtype that is not known."""
         self._slice = handle.get_slice(name)
+        if (dtype := self._slice.get_dtype()) not in _DTYPES:
+            raise ValueError(
+                f"the tensor {shown(name)} has dtype {dtype}; known are {', '.join(_DTYPES)}"
+            )
         self.shape = tuple(self._slice.get_shape())
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -64,27 +70,22 @@ class BucketFile:
     """A safetensors file in a bucket: its header is read once, tensors by range."""
 
     def __init__(self, path: epath.Path):
-        """Reads the header; raises FileNotFoundError, or ValueError for a damaged file."""
+        """Reads the header; raises FileNotFoundError, or InputError for a damaged file."""
         size = path.stat().length
         self._path, self._last = path, _Bytes(0, 0, b"")
         with path.open("rb") as file:
-            self.start = 8 + int.from_bytes(file.read(8), "little")
-            if self.start > size:
-                raise ValueError(f"its header ends at byte {self.start} of {size}")
-            self.entries = json.loads(file.read(self.start - 8))
-        self.entries.pop("__metadata__", None)
-        end = self.start + max((e["data_offsets"][1] for e in self.entries.values()), default=0)
-        if end != size:
-            raise ValueError(f"it has {size} bytes instead of {end}")
+            start = data_start(file.read(8), size=size, name=str(path))
+            text: Any = file.read(start - 8)
+        self.entries = parse_header(text, size=size, dtypes=_DTYPES, name=str(path)).tensors
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes of the data part. The last ones are kept: the devices of a process ask in turn for
-        parts of one tensor.
+        """Bytes of the file. The last ones are kept: the devices of a process ask in turn for parts
+        of one tensor.
         """
         last = self._last
         if (last.start, last.stop) != (start, stop):
             with self._path.open("rb") as file:
-                file.seek(self.start + start)
+                file.seek(start)
                 last = self._last = _Bytes(start, stop, file.read(stop - start))
         return last.data
 
@@ -94,9 +95,9 @@ class BucketTensor:
 
     def __init__(self, file: BucketFile, name: str):
         entry = file.entries[name]
-        self._file, (self._start, self._stop) = file, entry["data_offsets"]
-        self._dtype = np.dtype(_DTYPES[entry["dtype"]])
-        self.shape = tuple(entry["shape"])
+        self._file, self._start, self._stop = file, entry.start, entry.stop
+        self._dtype = np.dtype(_DTYPES[entry.dtype])
+        self.shape = entry.shape
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if not self.shape:
@@ -117,20 +118,17 @@ def read_config(folder: AnyPath, *, name: str = "config.json") -> dict[str, Any]
     """The folder's JSON settings.
 
     Raises:
-      FolderError: there is no such file, or it is no JSON object.
+      FolderError: there is no such file, it is no JSON object, or larger than settings are.
     """
     path = as_path(folder) / name
     try:
-        values = json.loads(path.read_text())
+        return read_object(path)
     except FileNotFoundError:
         raise FolderError(
             f"{folder} holds no {name}: it is no folder of a released model"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise FolderError(f"{path} must hold a JSON object")
-    return values
+    except InputError as error:
+        raise FolderError(str(error)) from None
 
 
 def open_tensors(folder: AnyPath) -> dict[str, FileTensor | BucketTensor]:
@@ -174,13 +172,15 @@ def _open_files(
     tensors: dict[str, FileTensor | BucketTensor] = {}
     faults = []
     for file in files:
-        if pathlib.PurePath(file).name != file:
+        if pathlib.PurePath(file).name != file or file in ("", ".."):
             faults.append(f"{file!r} in the index is no plain file name")
             continue
         try:
             tensors |= _open_file(folder / file)
         except FileNotFoundError:
             faults.append(f"{folder / file} is missing")
+        except InputError as error:
+            faults.append(str(error))
         except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
             faults.append(f"{folder / file} is damaged: {error}")
     if weight_map:
@@ -198,6 +198,7 @@ def _open_file(path: epath.Path) -> dict[str, FileTensor | BucketTensor]:
     if is_remote(path):
         file = BucketFile(path)
         return {name: BucketTensor(file, name) for name in file.entries}
+    check_file(path)  # a pipe would be waited for
     handle = safetensors.safe_open(path, framework="np")
     return {name: FileTensor(handle, name) for name in handle.keys()}
 

@@ -468,6 +468,10 @@ def from_official(
     Raises:
       MappingError: lists every tensor that is missing, left over or of another shape.
     """
+    if table.depth > len(tensors):
+        raise MappingError(
+            f"the config has {table.depth} layers, and there are {len(tensors)} tensors in all"
+        )
     if not any(name.startswith(table.prefix) for name in tensors):
         tensors = {table.prefix + name: tensor for name, tensor in tensors.items()}
     left = {k: v for k, v in tensors.items() if not k.startswith(table.ignored or "\0")}

@@ -177,7 +177,7 @@ class UnifiedDiT(nn.Module):
         """Loads `config.json` and the weights, one file or several.
 
         Raises:
-          ValueError: the folder is of another schema.
+          ValueError: the folder is of another schema, or its index names a file outside it.
           RuntimeError: its tensors are not those of its config; PyTorch names them.
         """
         folder = pathlib.Path(folder)
@@ -188,6 +188,9 @@ class UnifiedDiT(nn.Module):
         files = {WEIGHTS}
         if index.is_file():
             files = set(json.loads(index.read_text())["weight_map"].values())
+            for file in files:
+                if file in ("", "..") or pathlib.PurePath(file).name != file:
+                    raise ValueError(f"{index} names {file!r}, which is no file beside it")
         state = {}
         for file in sorted(files):
             state |= load_file(folder / file, device=device)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import ConfigError, read_fields
 from unidiff_jax.models.layers import LayerNorm, Linear, apply_layers, stack_layers
 from unidiff_jax.ops.attention import attention
 from unidiff_jax.ops.context import whole_tokens
@@ -73,8 +73,7 @@ class QFormerConfig:
         ]
         if faults:
             raise ConfigError(f"qformer_config has {'; '.join(faults)}")
-        names = {field.name for field in dataclasses.fields(cls)} - {"dtype", "scan_layers"}
-        chosen = {k: v for k, v in values.items() if k in names and v is not None}
+        chosen = read_fields(cls, values, without=("dtype", "scan_layers", "remat"))
         return cls(**chosen, remat="none")
 
     @property

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import ConfigError, read_fields
 from unidiff_jax.models.layers import Linear, torch_uniform
 from unidiff_jax.ops.attention import attention
 
@@ -60,7 +60,8 @@ class VAEConfig:
         """Reads diffusers' `config.json`; keys without a meaning for the sizes are ignored.
 
         Raises:
-          ConfigError: a key of another architecture, all of them at once.
+          ConfigError: a key of another architecture, all of them at once; or what `read_fields`
+            refuses.
         """
         plain = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
         blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
@@ -72,14 +73,11 @@ class VAEConfig:
         faults += [
             f"{key}={values[key]!r}, only {want} is known"
             for key, want in blocks.items()
-            if set(values.get(key, [want])) != {want}
+            if any(block != want for block in values.get(key) or [want])
         ]
         if faults:
             raise ConfigError("the autoencoder's config.json has " + "; ".join(faults))
-        known = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
-        chosen = {k: v for k, v in values.items() if k in known and v is not None}
-        chosen["block_out_channels"] = tuple(chosen["block_out_channels"])
-        return cls(**chosen, dtype=dtype)
+        return cls(**read_fields(cls, values, without=("dtype",)), dtype=dtype)
 
     @property
     def downscale(self) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import ConfigError, read_fields
 from unidiff_jax.models.layers import LayerNorm, Linear, apply_layers, stack_layers
 from unidiff_jax.ops.attention import attention
 from unidiff_jax.ops.context import whole_tokens
@@ -71,12 +71,7 @@ class ViTConfig:
                 faults.append(f"{key}={values[key]!r}, only one number is known, for example 224")
         if faults:
             raise ConfigError(f"vision_config has {'; '.join(faults)}")
-        names = {field.name for field in dataclasses.fields(cls)} - {
-            "dtype",
-            "scan_layers",
-            "layer_scale",
-        }
-        chosen = {k: v for k, v in values.items() if k in names and v is not None}
+        chosen = read_fields(cls, values, without=("dtype", "scan_layers", "remat", "layer_scale"))
         return cls(**chosen, dtype=dtype, remat="none")
 
     @property

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from PIL import Image
 
-from unidiff_jax.config import ConfigError
+from unidiff_jax.config import MAX_SIZE, ConfigError, read_fields
 from unidiff_jax.export.files import WEIGHT_NAMES, open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import (
     Table,
@@ -206,7 +206,10 @@ def tower_values(values: Mapping[str, Any], tower: str) -> dict[str, Any]:
     name = f"CLIP{tower.capitalize()}Model"
     if values.get("model_type") == "clip":
         projection = values.get("projection_dim", _DEFAULT_PROJECTION)
-        own = {**values[f"{tower}_config"], **(values.get(f"{tower}_config_dict") or {})}
+        parts = [values.get(f"{tower}_config{end}") or {} for end in ("", "_dict")]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise ConfigError(f"{tower}_config is no object with the settings of the tower")
+        own = {**parts[0], **parts[1]}
         return own | {
             "model_type": f"clip_{tower}_model",
             "architectures": [f"{name}WithProjection"],
@@ -240,9 +243,13 @@ def clip_vision_config(values: Mapping[str, Any], *, dtype: str) -> CLIPVisionCo
 
 def _known(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """The fields of a tower's config. A folder without a projection may still give its width."""
-    own = {"projection_dim", "skip_layers", "scan_layers", "remat", "dtype"}
-    names = {field.name for field in dataclasses.fields(kind)} - own
-    chosen = {k: v for k, v in values.items() if k in names and v is not None}
-    projects = any(name.endswith("WithProjection") for name in values.get("architectures") or ())
+    own = ("projection_dim", "skip_layers", "scan_layers", "remat", "dtype")
+    chosen = read_fields(kind, values, without=own)
+    names = values.get("architectures") or ()
+    projects = any(str(name).endswith("WithProjection") for name in names)
     width = values.get("projection_dim", _DEFAULT_PROJECTION) if projects else 0
+    if type(width) is not int or not 0 <= width <= MAX_SIZE:
+        raise ConfigError(
+            f"projection_dim={width!r} is no width; for example {_DEFAULT_PROJECTION}"
+        )
     return chosen | {"projection_dim": width, "remat": "none"}

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.config import Config, ConfigError, read_fields
 from unidiff_jax.export.files import open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import dit_table, from_official, to_official
 from unidiff_jax.mesh import section_shardings
@@ -56,18 +56,17 @@ class NextDiTConfig:
         """Reads the file's values.
 
         Raises:
-          ConfigError: patches that are not square, or that span frames; or another layout.
+          ConfigError: patches that are not square, or that span frames; another layout; or what
+            `read_fields` refuses.
         """
         if "schema" in values:
             raise ConfigError(
                 f"a folder of schema {values['schema']!r} is not in OneDiffusion's layout; its "
                 "modeling_unidiff.py loads it in PyTorch, and init.transformer starts a run from it"
             )
-        names = {field.name for field in dataclasses.fields(cls)}
-        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        config = cls(**{k: v for k, v in chosen.items() if k in names})
-        frames, height, width = config.patch_size
-        if frames != 1 or height != width:
+        config = cls(**read_fields(cls, values))
+        frames, height, width = (*config.patch_size, 0, 0, 0)[:3]
+        if len(config.patch_size) != 3 or frames != 1 or height != width:
             raise ConfigError(
                 f"patch_size={list(config.patch_size)} is not known: patches are one frame deep "
                 "and square, such as [1, 2, 2]"

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.config import Config, ConfigError, read_fields
 from unidiff_jax.export.files import (
     WEIGHT_NAMES,
     open_tensors,
@@ -338,15 +338,14 @@ def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
     """Reads transformers' `config.json`.
 
     Raises:
-      ConfigError: not version 1.1 (gated GELU).
+      ConfigError: not version 1.1 (gated GELU), or what `read_fields` refuses.
     """
     if values.get("feed_forward_proj") != "gated-gelu":
         raise ConfigError(
             f"feed_forward_proj={values.get('feed_forward_proj')!r} is not known; T5 version 1.1 "
             "has 'gated-gelu'"
         )
-    names = {field.name for field in dataclasses.fields(T5Config)} - {"dtype", "scan_layers"}
-    chosen = {k: v for k, v in values.items() if k in names and v is not None}
+    chosen = read_fields(T5Config, values, without=("dtype", "scan_layers", "remat"))
     return T5Config(**chosen, dtype=dtype, remat="none")
 
 

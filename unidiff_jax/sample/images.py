@@ -1,39 +1,15 @@
-"""Pictures from outside: read safely, bring to the model's size, write back."""
+"""Pictures from outside (`unidiff_jax.outside`) at the model's size, and pictures written."""
 
-import io
 import os
-import struct
-import zlib
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from unidiff_jax.frames import CODECS
+from unidiff_jax.outside import InputError, check_size, convert_picture, decode_picture, read_file
 from unidiff_jax.paths import AnyPath, as_path, written_whole
-
-MAX_SIDE = 16384
-MAX_PIXELS = 2**26
-"""A picture with a longer side or more pixels is refused before it is decoded."""
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-
-# What PIL raises on damaged files, by format and by what is damaged (pixels, chunks, EXIF).
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what to give."""
 
 
 def load_image(source: Any, *, codec: str, size: int) -> np.ndarray:
@@ -100,14 +76,10 @@ def open_picture(source: Any) -> Image.Image:
             raise InputError(
                 f"a picture array is uint8 (h, w, 3), got {source.dtype} {source.shape}"
             )
-        _check_size(source.shape[1], source.shape[0], "the picture")
+        check_size(source.shape[1], source.shape[0], name="the picture")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        _check_size(*source.size, "the picture")
-        try:
-            return _to_rgb(source)
-        except _DAMAGE as error:  # PIL reads a file's pixels only now
-            raise InputError(f"the picture is damaged: {error}") from None
+        return convert_picture(source)
     if not isinstance(source, str | os.PathLike):
         raise InputError(
             f"a picture is a path, a PIL image or an array, got {type(source).__name__}"
@@ -115,54 +87,4 @@ def open_picture(source: Any) -> Image.Image:
     path = as_path(source)
     if not path.is_file():
         raise InputError(f"no such picture: {path}")
-    with path.open("rb") as file:
-        return _decode(file, str(path))
-
-
-def decode_picture(data: bytes, *, name: str = "the picture") -> Image.Image:
-    """An RGB picture from the bytes of a PNG, JPEG or WebP file.
-
-    Args:
-      data: the file's bytes.
-      name: what error messages call it.
-
-    Raises:
-      InputError: no picture, another format, damaged, or too large.
-    """
-    return _decode(io.BytesIO(data), name)
-
-
-def _decode(file: IO[Any], name: str) -> Image.Image:
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            _check_size(*picture.size, name)
-            return _to_rgb(picture)
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"{name} is no PNG, JPEG or WebP picture") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large: {error}") from None
-    except _DAMAGE as error:
-        raise InputError(f"{name} is damaged: {error}") from None
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} is {width}x{height} pixels; at most {MAX_SIDE} a side and "
-            f"{MAX_PIXELS} in all: make it smaller first"
-        )
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Applies the EXIF rotation and lays transparency on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits: PIL would cut at 255
-        values = np.asarray(picture, np.float32) / 257.0
-        picture = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    return decode_picture(read_file(path), name=str(path))

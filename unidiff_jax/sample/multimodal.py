@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.config import MAX_SIZE, Config, ConfigError
 from unidiff_jax.export.files import WEIGHT_NAMES, open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import (
     flatten,
@@ -81,20 +81,26 @@ def multimodal_config(values: Mapping[str, Any], *, dtype: str = "float32") -> M
         raise ConfigError(
             f"model_type={values.get('model_type')!r} is not known; known is 'blip-2'"
         )
-    text = values.get("text_config") or {}
+    names = ("text_config", "vision_config", "qformer_config")
+    text, vision, qformer = (values.get(name) or {} for name in names)
+    if not all(isinstance(part, Mapping) for part in (text, vision, qformer)):
+        raise ConfigError(f"{', '.join(names)} are not all objects with settings")
+    queries = values.get("num_query_tokens", 32)
+    if type(queries) is not int or not 1 <= queries <= MAX_SIZE:
+        raise ConfigError(f"num_query_tokens={queries!r} is no number of queries; for example 32")
     kind = text.get("model_type", "opt")
     if kind != "t5":
         raise ConfigError(
             f"text_config.model_type={kind!r} has no encoder; 't5' has one, for example in "
             "blip2-flan-t5-xl"
         )
-    vision = ViTConfig.from_json(values.get("vision_config") or {}, dtype=dtype)
-    qformer = QFormerConfig.from_json(values.get("qformer_config") or {})
+    sees = ViTConfig.from_json(vision, dtype=dtype)
+    asks = QFormerConfig.from_json(qformer)
     return MultimodalConfig(
-        vision=vision,
-        qformer=dataclasses.replace(qformer, encoder_hidden_size=vision.hidden_size),
+        vision=sees,
+        qformer=dataclasses.replace(asks, encoder_hidden_size=sees.hidden_size),
         text=t5_config(_T5_DEFAULTS | text, dtype=dtype),
-        num_query_tokens=values.get("num_query_tokens", 32),
+        num_query_tokens=queries,
     )
 
 

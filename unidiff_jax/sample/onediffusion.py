@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from unidiff_jax import cameras
-from unidiff_jax.config import Config, ConfigError
+from unidiff_jax.config import Config, ConfigError, read_fields
 from unidiff_jax.export.files import read_config
 from unidiff_jax.flow import shift_sigma
 from unidiff_jax.models.dit import DiTConfig
@@ -51,6 +51,7 @@ from unidiff_jax.sample.denoiser import (
     to_tokens,
 )
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE
+from unidiff_jax.sample.images import open_picture
 from unidiff_jax.types import AnyArray, Params
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -90,8 +91,7 @@ class FlowMatchSchedule:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FlowMatchSchedule":
-        names = {field.name for field in dataclasses.fields(cls)}
-        schedule = cls(**{k: v for k, v in values.items() if k in names})
+        schedule = cls(**read_fields(cls, values))
         if schedule.num_train_timesteps != 1000:
             raise ConfigError(
                 f"num_train_timesteps={schedule.num_train_timesteps} is not known; only 1000"
@@ -280,7 +280,8 @@ class OneDiffusionPipeline:
         Raises:
           ValueError: images or cameras that do not fit the mask, or sizes that cannot be.
         """
-        images = [image] if isinstance(image, Image.Image) else list(image)
+        one = isinstance(image, Image.Image)
+        images = [open_picture(picture) for picture in ([image] if one else image)]
         mask = np.asarray(denoise_mask, int)
         if mask.ndim != 1 or not len(mask) or not set(mask.tolist()) <= {0, 1} or not mask.any():
             raise ValueError(

@@ -21,9 +21,10 @@ from data_pipelines.build import make_maker, row_size, split_rows
 from unidiff_jax import flow
 from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
+from unidiff_jax.outside import InputError
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.guidance import Guidance
-from unidiff_jax.sample.images import InputError, load_image, to_picture
+from unidiff_jax.sample.images import load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
 from unidiff_jax.text import Tokenizer, load_tokenizer

@@ -2,8 +2,6 @@
 report/.
 """
 
-import json
-
 from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError, differences, to_json
@@ -13,6 +11,7 @@ from unidiff_jax.models.lora import LoRAConfig
 from unidiff_jax.models.pixels import PixelConfig
 from unidiff_jax.models.text_encoder import TextConfig, text_config
 from unidiff_jax.models.vae import SD3_VAE, VAEConfig
+from unidiff_jax.outside import InputError, read_object
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
@@ -138,8 +137,18 @@ def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def load_workdir_config(workdir: AnyPath) -> ConfigDict:
-    """The config of a run; raises FileNotFoundError where there is none."""
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ConfigError: it is no JSON object, or no config.
+    """
     path = as_path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no training run (no config.json)")
-    return ConfigDict(json.loads(path.read_text()))
+    try:
+        return ConfigDict(read_object(path))
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # keys that none can have
+        raise ConfigError(f"{path} is no config: {error}") from None

@@ -54,7 +54,7 @@ def test_packages_that_are_none(packages, tmp_path):
     (tmp_path / "assets" / "fox.png").touch()
     with pytest.raises(PackageError, match="is not named by code points"):
         list_subjects(tmp_path, packages["names"])
-    with pytest.raises(PackageError, match="is no picture with an alpha channel"):
+    with pytest.raises(PackageError, match=r"fox.png cannot be read: .* is no PNG"):
         read_look(tmp_path / "assets" / "fox.png", size=8)
 
 

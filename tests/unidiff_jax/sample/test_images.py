@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unidiff_jax.sample.images import (
-    InputError,
-    decode_picture,
-    load_image,
-    open_picture,
-    to_picture,
-    write_values,
-)
+from unidiff_jax.outside import InputError, decode_picture
+from unidiff_jax.sample.images import load_image, open_picture, to_picture, write_values
 
 SIDE = 16
 

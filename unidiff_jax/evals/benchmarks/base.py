@@ -17,10 +17,17 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_pipelines.sources import files
 from unidiff_jax.evals.statistics import Ratio
-from unidiff_jax.paths import AnyPath, as_path
-from unidiff_jax.sample.images import InputError, open_picture
+from unidiff_jax.outside import (
+    MAX_FILE,
+    InputError,
+    decode_json,
+    decode_values,
+    inside,
+    read_file,
+)
+from unidiff_jax.paths import AnyPath
+from unidiff_jax.sample.images import open_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -278,7 +285,7 @@ class Benchmark:
 def data_file(folder: AnyPath, name: Any) -> epath.Path:
     """A file's path; raises BenchmarkError for a name that leaves the folder."""
     try:
-        return files.inside(as_path(folder), name)
+        return inside(folder, name)
     except ValueError as error:
         raise BenchmarkError(str(error)) from None
 
@@ -286,11 +293,11 @@ def data_file(folder: AnyPath, name: Any) -> epath.Path:
 def read_json(path: epath.Path) -> Any:
     """JSON of a suite's file; raises BenchmarkError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return decode_json(read_file(path), name=str(path), limit=MAX_FILE)
     except FileNotFoundError:
         raise BenchmarkError(f"no such file: {path}") from None
-    except ValueError as error:
-        raise BenchmarkError(f"{path} is damaged: {error}") from None
+    except InputError as error:
+        raise BenchmarkError(str(error)) from None
 
 
 def read_lines(path: epath.Path) -> list[str]:
@@ -313,9 +320,8 @@ def read_array(path: epath.Path) -> np.ndarray:
 def read_values(path: epath.Path) -> np.ndarray:
     """Numbers of a PNG of one channel, such as millimetres; raises BenchmarkError for others."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as picture:
-            values = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
+        values = decode_values(read_file(path), name=str(path))
+    except (OSError, InputError) as error:
         raise BenchmarkError(f"{path} cannot be read: {error}") from None
     if values.ndim != 2:
         raise BenchmarkError(f"{path} must have one channel, has shape {values.shape}")

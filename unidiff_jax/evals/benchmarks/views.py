@@ -29,6 +29,7 @@ from unidiff_jax.evals.benchmarks.base import (
 )
 from unidiff_jax.evals.benchmarks.predictions import to_cameras
 from unidiff_jax.evals.benchmarks.scoring import Tools, array, identity, split, substitute
+from unidiff_jax.outside import decode_values, read_file
 from unidiff_jax.paths import as_path
 from unidiff_jax.sample.images import open_picture
 
@@ -68,9 +69,7 @@ def view(folder: epath.Path, name: str, number: int) -> Picture:
 
 
 def _rgba(path: epath.Path) -> Image.Image:
-    open_picture(path)  # refuses what is missing, damaged or too large
-    with path.open("rb") as file, Image.open(file) as picture:
-        return picture.convert("RGBA")
+    return Image.fromarray(decode_values(read_file(path), name=str(path))).convert("RGBA")
 
 
 def poses(folder: epath.Path, name: str) -> np.ndarray:

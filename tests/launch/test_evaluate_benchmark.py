@@ -37,7 +37,7 @@ def test_a_run_on_a_drawn_suite(quickstart, run_command, tmp_path):
 
 def test_wrong_flags_are_one_line(run_command, tmp_path):
     done = run_command("evaluate", "--benchmark=nyuv2", f"--model={tmp_path}")
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --data is missing: the folder of nyuv2, from github.com/prs-eth")
     done = run_command("evaluate", "--limit=3", f"--workdir={tmp_path}")

@@ -198,4 +198,4 @@ def test_the_command_says_why_it_takes_the_other_layout(other, run_command, tmp_
     refused = run_command(
         "export", f"--workdir={other}", f"--out={tmp_path / 'no'}", "--layout=released"
     )
-    assert refused.returncode == 1 and "--layout unified has it" in refused.stderr
+    assert refused.returncode == 2 and "--layout unified has it" in refused.stderr

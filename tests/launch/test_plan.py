@@ -101,17 +101,17 @@ print(json.dumps(found | {{"cudnn": texts[0].text.count("__cudnn$fmha")}}))
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="installed")
 def test_gpus_need_their_compiler():
     status, text = plan("--config", TINY, "--topology", "h100:8")
-    assert (status, text.splitlines()[-1]) == (1, f"error: {MISSING}")
+    assert (status, text.splitlines()[-1]) == (2, f"error: {MISSING}")
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_says_so(needs_compiler):
     flags = ("--set", "data.batch_rows=4096", "--set", "data.row.tokens=16384")
     status, text = plan(*("--config", TINY, "--topology", "v5e:1x1"), *flags)
-    assert status == 1 and "does NOT fit" in text and "Traceback" not in text
+    assert status == 2 and "does NOT fit" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("topology", ["v5e", "h100:2x4", ""])
 def test_unknown_topologies(topology):
     status, text = plan("--config", TINY, "--topology", topology)
-    assert status == 1 and "is unknown; a generation (v4, v5e" in text
+    assert status == 2 and "is unknown; a generation (v4, v5e" in text

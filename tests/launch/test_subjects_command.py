@@ -23,7 +23,7 @@ def test_subjects_and_their_sheet(tmp_path, run_command):
         assert picture.width > 700 and len(picture.getcolors(2**20)) > 100
     args[3] = "--size=32"
     wrong = run_command("subjects", *args)
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert wrong.stderr.strip().endswith(
         f"error: {out} was made with other settings (size was 24, now 32); remove it, or choose "
         "another --out"

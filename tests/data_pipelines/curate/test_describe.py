@@ -232,7 +232,7 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     config.write_text('{"model_type": "clip"}')
     with pytest.raises(CheckpointError, match=r"'clip'; expected .* a or b"):
         check_folder(tmp_path, model_types=["a", "b"])
-    for text, message in (("{", "not JSON"), ("[]", "not a JSON object")):
+    for text, message in (("{", "is not JSON"), ("[]", "holds a list, not a JSON object")):
         config.write_text(text)
-        with pytest.raises(CheckpointError, match=f"config.json: {message}"):
+        with pytest.raises(CheckpointError, match=f"config.json {message}"):
             check_folder(tmp_path, model_types=["a"])

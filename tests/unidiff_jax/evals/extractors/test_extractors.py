@@ -79,7 +79,7 @@ def test_features_do_not_depend_on_what_else_is_asked_for(clip_folder):
     together = extractor.images(items)
     assert together.shape == (3, 6) and together.dtype == np.float32
     for item, row in zip(items, together, strict=True):
-        np.testing.assert_allclose(extractor.images([item])[0], row, atol=1e-6)
+        np.testing.assert_allclose(extractor.images([item])[0], row, atol=5e-6)
     assert np.abs(np.linalg.norm(together, axis=1) - 1).max() > 0.01  # not normalised
     assert extractor.images([]).shape == extractor.texts([]).shape == (0, 6)
 

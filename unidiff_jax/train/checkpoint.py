@@ -224,9 +224,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _full_disk_told(self) -> Iterator[None]:
-        """Tensorstore reports a full disk as a ValueError with the system's words inside."""
+        """Tensorstore reports a full disk as a ValueError with the system's words inside.
+
+        A write into an open file, such as a manifest's, fails with the errno and without a name.
+        """
         try:
             yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC and not error.filename:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._folder) from error
+            raise
         except (ValueError, RuntimeError) as error:
             if "No space left on device" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._folder) from error

@@ -108,9 +108,15 @@ def _train(
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every
     )
-    first_step = checkpoints.newest_whole() or 0
+    is_new = checkpoints.latest_step() is None
     places = join(program.shardings.params, program.shardings.frozen)
-    released = load_released(config, model, shardings=places, trained=first_step == 0)
+    released = load_released(
+        config,
+        model,
+        shardings=places,
+        trained=is_new,
+        report=workdir / "init.json",
+    )
     state = create_state(
         model,
         program.optimizer,
@@ -125,8 +131,9 @@ def _train(
         mesh.size,
     )
     clock = {"train_seconds": 0.0}
-    if first_step:
-        restored = checkpoints.restore(abstract_state(state), step=first_step)
+    first_step = 0
+    if not is_new and (restored := checkpoints.restore_newest(abstract_state(state))):
+        first_step = restored.step
         state = dataclasses.replace(restored.state, frozen=state.frozen)
         clock = restored.clock
         loader.set_state(restored.loader)

@@ -1,4 +1,6 @@
-"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, profile/, report/."""
+"""A workdir: config.json, lock, tokenizer/, checkpoints/, metrics.jsonl, samples/, init.json,
+profile/, report/, restarts.log.
+"""
 
 import json
 
@@ -62,6 +64,7 @@ FREE_KEYS = (
     "data.prefetch",
     "data.read_threads",
     "data.folder",
+    "init.new",  # read at the start alone
     "eval.",
     # how the same numbers are computed, and where
     "mesh.",

@@ -10,7 +10,7 @@ goes to the supervisor, which has to end with status 143 after a last save.
 
 Every few seconds the resident memory, the open files and the threads of the training are read from
 /proc, so it needs Linux. What a start does in its first `--warmup` seconds (imports, compilation)
-is left out. The slope is that of a line of common slope and a height of its own for each start, by
+is left out, and so are its last ones. The slope is that of a line of common slope and a height of its own for each start, by
 least squares; its 95 % interval is a percentile bootstrap over blocks of a minute, because
 neighbouring samples are no independent ones (Künsch 1989). It is written to `WORKDIR/soak.json`;
 beside it are `faults.jsonl` and the supervisor's `restarts.log`.
@@ -45,6 +45,10 @@ PAUSE_SECONDS = 10.0
 SAMPLE_SECONDS = 2.0
 LAST_SECONDS = 30.0
 """Without faults, before the end."""
+
+ENDING_SECONDS = 5.0
+"""Of each start, left out: it may be closing its files."""
+
 BLOCK_SECONDS = 60.0
 NUM_RESAMPLES = 2000
 
@@ -215,7 +219,8 @@ class Soak:
 
 def report(soak: Soak, *, warmup: float, hours: float) -> dict[str, Any]:
     """What is written to `soak.json`."""
-    kept = [sample for sample in soak.samples if sample.age >= warmup]
+    last = {sample.start: sample.age for sample in soak.samples}
+    kept = [s for s in soak.samples if warmup <= s.age <= last[s.start] - ENDING_SECONDS]
     slopes = {}
     for name in ("memory", "files", "threads"):
         columns = zip(*((s.seconds, getattr(s, name), s.start) for s in kept), strict=True)

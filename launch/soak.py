@@ -10,10 +10,10 @@ goes to the supervisor, which has to end with status 143 after a last save.
 
 Every few seconds the resident memory, the open files and the threads of the training are read from
 /proc, so it needs Linux. What a start does in its first `--warmup` seconds (imports, compilation)
-is left out, and so are its last ones. The slope is that of a line of common slope and a height of its own for each start, by
-least squares; its 95 % interval is a percentile bootstrap over blocks of a minute, because
-neighbouring samples are no independent ones (Künsch 1989). It is written to `WORKDIR/soak.json`;
-beside it are `faults.jsonl` and the supervisor's `restarts.log`.
+is left out, and so are its last ones. The slope is that of a line of common slope and a height of
+its own for each start, by least squares; its 95 % interval is a percentile bootstrap over blocks of
+a minute, because neighbouring samples are no independent ones (Künsch 1989). It is written to
+`WORKDIR/soak.json`; beside it are `faults.jsonl` and the supervisor's `restarts.log`.
 """
 
 import json

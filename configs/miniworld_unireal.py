@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = quickstart.get_config(f"tiny,{shared}" if args.tiny else shared)
     config.seed = args.seed
     config.init.run = args.start
+    config.init.new = ""  # parameters that `start` may lack: train/partial.py
     tasks = {"base": _BASE, "video": _VIDEO, "expert": _EXPERT}.get(args.arm, _VIDEO | _EXPERT)
     config.data.tasks = {name: {"plan": "clean", **task} for name, task in tasks.items()}
     config.data.prompts = "base" if args.arm == "no_tags" else "context"

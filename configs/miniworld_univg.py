@@ -50,6 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = quickstart.get_config(f"tiny,{shared}" if args.tiny else shared)
     config.seed = args.seed
     config.init.run = args.start
+    config.init.new = ""  # parameters that `start` may lack: train/partial.py
     config.data.tasks = {
         task: {"weight": share, "plan": "clean", "loss_weight": _LOSS.get(task, 2.0)}
         for task, share in MIXTURES[args.arm].items()

@@ -149,6 +149,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seed = 0
     config.image_size = stage["size"]
     config.init.run = args.start
+    config.init.new = ""  # parameters that `start` may lack: train/partial.py
 
     config.model = {
         "fusion": "joint",

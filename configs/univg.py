@@ -145,6 +145,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.image_size = stage["size"]
     config.max_text = 160
     config.init.run = args.start
+    config.init.new = ""  # parameters that `start` may lack: train/partial.py
 
     config.model = {
         "fusion": "dual",

@@ -143,8 +143,9 @@ class _Supervisor:
         found = self._account(began)
         if account is None and found is not None:
             self._log_start(number, found["first_step"], last_step, newest)
-        step = last_step if found is None else found["step"]
-        return self._log_end(number, self._process.wait(), time.time() - began, step), step
+        step = None if found is None else found["step"]
+        status = self._log_end(number, self._process.wait(), time.time() - began, step)
+        return status, last_step if step is None else step
 
     def _log_start(self, number: int, first: int, last_step: int | None, newest: int) -> None:
         lost = 0 if last_step is None else max(0, last_step - first)

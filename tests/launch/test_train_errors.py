@@ -139,7 +139,7 @@ try:
 except Exception as error:
     print(command.describe(error))
 checkpoints = Checkpoints(sys.argv[1])
-latest = checkpoints.latest_step()
+latest = checkpoints.newest_whole()
 found = checkpoints.restore(abstract_state(state), step=latest)
 same = jax.tree.map(np.array_equal, found.state.params, state.params)
 print(step, latest, found.loader, all(jax.tree.leaves(same)))

@@ -13,17 +13,20 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from absl import logging
 
 from unidiff_jax.paths import AnyPath, as_path, is_remote
+from unidiff_jax.processes import gather_json
 from unidiff_jax.train.manifest import find_faults, write_manifest
 from unidiff_jax.train.state import TrainState
 from unidiff_jax.types import Params
+
+T = TypeVar("T")
 
 ITEMS = ("params", "ema", "rest")
 """What a checkpoint holds, each in a folder of its own."""
@@ -36,8 +39,9 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds beside the step's number."""
+    """What a checkpoint holds, and the number of its step."""
 
+    step: int
     state: TrainState
     loader: dict[str, Any]
     clock: dict[str, float]
@@ -64,6 +68,7 @@ class Checkpoints:
         path = as_path(folder) if is_remote(folder) else as_path(folder).absolute()
         self._path, self._folder = path, str(path)
         self._passed_over: set[int] = set()
+        self._unsealed: list[int] = []  # newest first, where no other is whole
         self._checkpointer = ocp.training.Checkpointer(
             path,
             preservation_policy=_Kept(keep, keep_every, self._passed_over),
@@ -83,7 +88,8 @@ class Checkpoints:
         """Step of the newest checkpoint that agrees with its manifest; None where there is none at
         all. Newer ones are named in the log, and will be replaced.
 
-        A checkpoint without a manifest is taken only where no other is whole. All processes call it
+        A checkpoint without a manifest is taken only where no other is whole; `restore_newest` then
+        takes the first that can be read. All processes call it
         together, and each reads a share of the files.
 
         Args:
@@ -106,15 +112,12 @@ class Checkpoints:
             else:
                 chosen = step
                 break
+        self._unsealed = []
         if chosen is None and unsealed:
-            chosen = unsealed[0]
+            chosen, self._unsealed = unsealed[0], unsealed
             logging.warning("checkpoint %d has no manifest and is taken unchecked", chosen)
         if chosen is None and faults:
-            told = "; ".join(f"{step}: {_shortened(found)}" for step, found in faults.items())
-            raise DamagedError(
-                f"every checkpoint in {self._folder} is damaged ({told}): bring one back from a "
-                "copy, or remove the folder to begin anew"
-            )
+            raise self._all_damaged(faults)
         if chosen is not None:
             self._passed_over.update(step for step in steps if step > chosen)
         for step in sorted(self._passed_over):
@@ -163,11 +166,19 @@ class Checkpoints:
         items = self._checkpointer.load_checkpointables(step, _to_items(shapes))
         metadata = self._checkpointer.metadata(step).custom_metadata
         state = _from_items(items, jax.random.key_impl(jax.random.key(0)), frozen=shapes.frozen)
-        return Restored(state, metadata["loader"], metadata["clock"])
+        return Restored(step, state, metadata["loader"], metadata["clock"])
+
+    def restore_newest(self, shapes: TrainState) -> Restored | None:
+        """Loads the newest whole checkpoint, or None where there is none; see `newest_whole`."""
+        return self._load_newest(lambda step: self.restore(shapes, step=step), items=ITEMS)
 
     def restore_ema(self, shapes: Params, *, step: int) -> Params:
         """Loads the averaged parameters alone."""
         return self._checkpointer.load_checkpointables(step, {"ema": shapes})["ema"]
+
+    def restore_newest_ema(self, shapes: Params) -> Params | None:
+        """Loads the averaged parameters of the newest checkpoint where they are whole."""
+        return self._load_newest(lambda step: self.restore_ema(shapes, step=step), items=("ema",))
 
     def wait(self) -> None:
         """Returns when the running save is on disk, with its manifest.
@@ -196,6 +207,32 @@ class Checkpoints:
             self._sealer.shutdown()
             with self._full_disk_told():
                 self._checkpointer.close()
+
+    def _load_newest(self, load: Callable[[int], T], *, items: Iterable[str]) -> T | None:
+        newest = self.newest_whole(items=items)
+        if newest is None or newest not in self._unsealed:
+            return None if newest is None else load(newest)
+        faults = {}
+        for step in self._unsealed:  # what is torn shows when it is read
+            loaded, fault = None, ""
+            try:
+                loaded = load(step)
+            except Exception as error:  # of any of the reading layers
+                fault = " ".join(str(error).split())[:200] or type(error).__name__
+            found = filter(None, gather_json({str(jax.process_index()): fault}).values())
+            if not (fault := next(found, "")):
+                return loaded
+            faults[step] = [fault]
+            self._passed_over.add(step)
+            logging.warning("checkpoint %d cannot be read and is passed over: %s", step, fault)
+        raise self._all_damaged(faults)
+
+    def _all_damaged(self, faults: dict[int, list[str]]) -> DamagedError:
+        told = "; ".join(f"{step}: {_shortened(found)}" for step, found in faults.items())
+        return DamagedError(
+            f"every checkpoint in {self._folder} is damaged ({told}): bring one back from a copy, "
+            "or remove the folder to begin anew"
+        )
 
     def _seal(self, step: int, response: Any) -> None:
         response.result()  # also ends the thread and the event loop that wait for the save
@@ -288,15 +325,17 @@ def load_average(
     """
     checkpoints = Checkpoints(as_path(workdir) / "checkpoints", beside_training=True)
     try:
-        step = checkpoints.newest_whole(items=("ema",)) if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
         placed = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
             shardings,
         )
-        return checkpoints.restore_ema(placed, step=step)
+        if step is not None:
+            return checkpoints.restore_ema(placed, step=step)
+        found = checkpoints.restore_newest_ema(placed)
+        if found is None:
+            raise FileNotFoundError(f"no finished checkpoint in {workdir}/checkpoints yet")
+        return found
     finally:
         checkpoints.close()
 

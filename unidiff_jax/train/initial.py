@@ -24,17 +24,26 @@ from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.models.vae import VAEConfig
+from unidiff_jax.paths import AnyPath
 from unidiff_jax.sample.denoiser import NextDiTConfig
 from unidiff_jax.sample.encoders import Part, released_text_config, text_parts
-from unidiff_jax.train.checkpoint import load_average
+from unidiff_jax.train.partial import load_partly, plan_restore, report_restore
 from unidiff_jax.train.program import Program
 from unidiff_jax.train.state import ModelParts, TrainState, create_state, join
-from unidiff_jax.train.workdir import load_workdir_config, model_configs, sees_pixels
+from unidiff_jax.train.workdir import (
+    load_workdir_config,
+    model_configs,
+    model_parts,
+    sees_pixels,
+)
 from unidiff_jax.types import Params
 
 _FREE = {"attention", "context", "dtype", "modulation", "quantized", "remat", "scan_layers"}
 _FREE |= {"softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
+
+_SHAPES = ("depth", "guidance_dim", "asset_dim")
+"""Settings that add parameters, and leave the others what they are."""
 
 
 def check_released(config: ConfigDict) -> None:
@@ -75,7 +84,13 @@ def check_released(config: ConfigDict) -> None:
         raise ConfigError(f"init: the weights are of another model: {'; '.join(faults)}")
 
 
-def first_state(config: ConfigDict, program: Program, *, trained: bool = True) -> TrainState:
+def first_state(
+    config: ConfigDict,
+    program: Program,
+    *,
+    trained: bool = True,
+    report: AnyPath | None = None,
+) -> TrainState:
     """The state before the first step; arguments and errors are those of `load_released`."""
     places = join(program.shardings.params, program.shardings.frozen)
     return create_state(
@@ -83,12 +98,19 @@ def first_state(config: ConfigDict, program: Program, *, trained: bool = True) -
         program.optimizer,
         seed=config.seed,
         shardings=program.shardings,
-        released=load_released(config, program.model, shardings=places, trained=trained),
+        released=load_released(
+            config, program.model, shardings=places, trained=trained, report=report
+        ),
     )
 
 
 def load_released(
-    config: ConfigDict, model: ModelParts, *, shardings: Params, trained: bool = True
+    config: ConfigDict,
+    model: ModelParts,
+    *,
+    shardings: Params,
+    trained: bool = True,
+    report: AnyPath | None = None,
 ) -> Params:
     """Weights of the folders that `config.init` names, on the mesh; {} where it names none.
 
@@ -98,10 +120,11 @@ def load_released(
       config: of the run; `init.transformer` and `init.text_encoder` are folders in the released
         layout (the first also in ours, `export.unified`), or empty (a CLIP's towers are several,
         with commas between); `init.run`, where there is one, is the workdir whose averages the
-        trained parameters start from.
+        trained parameters start from, those alone that `init.new` allows to miss excepted.
       model: its structure.
       shardings: where each parameter goes, nested.
       trained: whether to read trained parameters; a run that continues has them in its checkpoint.
+      report: JSON file for what was taken from `init.run`, and what was not.
 
     Raises:
       FolderError, MappingError: a folder that cannot be read, or does not fit; with every fault.
@@ -121,9 +144,12 @@ def load_released(
     run = config.init.get("run")
     result: Params = {}
     if run and trained:
-        result = load_average(
-            run, model.split(model.shapes)[0], shardings=model.split(shardings)[0]
-        )
+        old = model_parts(load_workdir_config(run))
+        plan = plan_restore(model, old, new=config.init.get("new", ""))
+        places = model.split(shardings)[0]
+        result = load_partly(run, plan, model, old, seed=config.seed, shardings=places)
+        if report is not None:
+            report_restore(plan, run, report)
     for part in parts:
         tensors, above = open_tensors(part.folder), "/".join(part.keys)
         if above == "autoencoder":
@@ -156,7 +182,12 @@ def _run_differences(config: ConfigDict) -> list[str]:
     """What tells the trained parameters of `init.run` from the config's."""
     other = load_workdir_config(config.init.run)
     (dit, text), (wanted_dit, wanted_text) = model_configs(other), model_configs(config)
+    new = config.init.get("new", "")
+    if new:  # the shapes tell the rest: `plan_restore`
+        dit = dataclasses.replace(dit, **{key: getattr(wanted_dit, key) for key in _SHAPES})
     faults = _differences(dit, wanted_dit, "model") + _text_differences(text, wanted_text)
+    if new:
+        return faults
     if other.train.trainable != config.train.trainable:
         faults.append(
             f"train.trainable is {config.train.trainable!r}, the run's {other.train.trainable!r}"

@@ -126,8 +126,8 @@ def _train(
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every
     )
-    first_step = checkpoints.newest_whole() or 0
-    state = first_state(config, program, trained=first_step == 0)
+    is_new = checkpoints.latest_step() is None
+    state = first_state(config, program, trained=is_new, report=workdir / "init.json")
     logging.info(
         "%.2f M parameters trained, %.2f M frozen, on %d devices",
         count_parameters(state.params) / 1e6,
@@ -135,8 +135,9 @@ def _train(
         mesh.size,
     )
     clock = {"train_seconds": 0.0}
-    if first_step:
-        restored = checkpoints.restore(abstract_state(state), step=first_step)
+    first_step = 0
+    if not is_new and (restored := checkpoints.restore_newest(abstract_state(state))):
+        first_step = restored.step
         state = dataclasses.replace(restored.state, frozen=state.frozen)
         clock = restored.clock
         loader.set_state(restored.loader)

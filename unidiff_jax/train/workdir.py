@@ -1,5 +1,5 @@
-"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, incidents/, profile/,
-report/.
+"""A workdir: config.json, lock, tokenizer/, checkpoints/, metrics.jsonl, samples/, init.json,
+incidents/, profile/, report/, restarts.log.
 """
 
 from ml_collections import ConfigDict
@@ -104,6 +104,7 @@ FREE_KEYS = (
     "data.stall_seconds",
     "data.read_threads",
     "data.folder",
+    "init.new",  # read at the start alone
     "eval.",
     # how the same numbers are computed, and where
     "mesh.",

@@ -25,6 +25,7 @@ from unidiff_jax.export.run import export_run
 from unidiff_jax.paths import as_path, copy_tree, written_whole
 from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
+from unidiff_jax.train.lock import FILE
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.workdir import load_workdir_config
@@ -76,7 +77,30 @@ def test_old_checkpoints_are_removed_and_unfinished_ones_passed_over(bucket):
     (folder / "4" / "commit_success.txt").unlink()  # killed before the last object
     checkpoints = Checkpoints(folder, keep=1)
     assert checkpoints.latest_step() == 3
-    assert checkpoints.restore(abstract_state(state), step=3).loader == {"0": 3}
+    assert checkpoints.restore_newest(abstract_state(state)).loader == {"0": 3}
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("harm", ["other", "short", "missing"])
+def test_damage_in_a_bucket_is_found(bucket, harm):
+    """The manifest has what the store says of its objects; here one is written anew, or removed."""
+    folder = as_path(bucket) / f"damaged-{harm}"
+    _, _, state, _ = tiny.make_state()
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(state, step=step, loader={"0": step}, clock={})
+    checkpoints.close()
+    manifest = json.loads((folder / "2" / "manifest-0-of-1.json").read_text())["files"]
+    assert all(digest.startswith("crc32c:") for _, digest in manifest.values())
+    victim = folder / "2" / max(manifest, key=lambda name: manifest[name][0])
+    blob = victim.read_bytes()
+    if harm == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(blob[:-1] + (b"" if harm == "short" else bytes([blob[-1] ^ 1])))
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.newest_whole() == 1
+    assert checkpoints.restore_newest(abstract_state(state)).loader == {"0": 1}
     checkpoints.close()
 
 
@@ -118,7 +142,8 @@ def test_the_workdir_holds_what_a_local_one_holds(whole, workdir):
     def names(folder):
         return sorted(path.name for path in as_path(folder).iterdir())
 
-    assert names(workdir) == names(whole)
+    # A lease is given back; a file that was locked stays.
+    assert names(workdir) == [name for name in names(whole) if name != FILE]
     for part in ("samples", "tokenizer"):
         assert names(workdir / part) == names(whole / part)
         for name in names(whole / part):

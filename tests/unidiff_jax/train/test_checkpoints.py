@@ -115,6 +115,20 @@ def test_checkpoints_of_versions_without_manifests(folder, state, caplog):
     assert checkpoints.restore(abstract_state(state), step=15).loader == {"step": 15}
 
 
+def test_without_manifests_the_first_that_can_be_read_is_taken(folder, state, caplog):
+    for path in folder.glob("*/manifest-*"):
+        path.unlink()
+    cut(largest(folder / "15" / "params"))
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore_newest(abstract_state(state))
+    assert found.step == 10 and found.loader == {"step": 10}
+    assert "checkpoint 15 cannot be read and is passed over" in caplog.text
+    for step in ("5", "10"):
+        cut(largest(folder / step / "params"))
+    with pytest.raises(DamagedError, match="every checkpoint"):
+        Checkpoints(folder).restore_newest(abstract_state(state))
+
+
 def test_samples_read_their_part_alone(folder, state):
     """What is damaged in the optimizer's state does not concern the average."""
     flip(largest(folder / "15" / "rest"))

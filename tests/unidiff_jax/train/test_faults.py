@@ -105,11 +105,11 @@ def test_kills_at_chosen_moments(runs, whole, target):
 @pytest.mark.timeout(3600)
 def test_twenty_five_kills(tmp_path, miniworld):
     """At random moments in all places; it needs about ten minutes of a core."""
-    settings = (*SHORT, "train.num_steps=60", "train.save_every=3", "train.sample_every=20")
+    settings = (*SHORT, "train.num_steps=200", "train.save_every=3", "train.sample_every=100")
     runs = FaultyRuns(tmp_path, miniworld, settings)
     whole = runs.finish(tmp_path / "whole")
     workdir, rng, killed = tmp_path / "killed", random.Random(0), collections.Counter()
-    most = {"data": 7, "step": 7, "evaluate": 3, "save": 2, "seal": 2, "seconds": 20}
+    most = {"data": 7, "step": 7, "evaluate": 2, "save": 2, "seal": 2, "seconds": 20}
     while killed.total() < 25:
         place = min(most, key=lambda name: (killed[name], rng.random()))
         process = runs.start(workdir, fault=(place, rng.randint(1, most[place])))
@@ -211,15 +211,18 @@ def test_sigterm_to_one_process_of_a_job(tmp_path, miniworld):
 
 
 @pytest.mark.slow
-def test_a_supervised_run(runs, whole, target):
-    """Killed twice from outside; before the second start the newest checkpoint is damaged."""
-    workdir = runs.folder / "supervised"
+def test_a_supervised_run(tmp_path, miniworld, target):
+    """Killed twice from outside; before the third start the newest checkpoint is damaged."""
+    settings = (*SHORT, "train.num_steps=80", "train.save_every=10", "train.eval_every=80")
+    runs = FaultyRuns(tmp_path, miniworld, (*settings, "train.sample_every=80"))
+    whole, workdir = runs.finish(tmp_path / "whole"), tmp_path / "supervised"
     process = runs.start(workdir, flags=["--supervise"])
-    for step, harm in ((4, False), (8, True)):
+    for step, harm in ((10, False), (20, True)):
         params = workdir / f"checkpoints/{step}/params"
 
         def is_reached(step=step, params=params):
-            return params.exists() and read_metrics(workdir / "metrics.jsonl")[-1]["step"] > step
+            is_sealed = (params.parent / "manifest-0-of-1.json").exists()
+            return is_sealed and read_metrics(workdir / "metrics.jsonl")[-1]["step"] > step
 
         wait_for(is_reached, process)
         os.kill(read_holder(workdir)["pid"], signal.SIGKILL)
@@ -232,9 +235,10 @@ def test_a_supervised_run(runs, whole, target):
     rows = [json.loads(line) for line in (workdir / "restarts.jsonl").read_text().splitlines()]
     assert [row["signal"] for row in rows if row["event"] == "end"] == ["SIGKILL", "SIGKILL", None]
     starts = [row for row in rows if row["event"] == "start"]
-    assert [row["first_step"] for row in starts] == [0, 4, 4]
-    assert starts[2]["lost_steps"] >= 5
-    assert "checkpoint 8 is passed over for 4: params/" in errors
+    assert [row["first_step"] for row in starts] == [0, 10, 10]
+    assert starts[2]["lost_steps"] >= 11
+    assert "newer checkpoints, up to 20, could not be used" in starts[2]["words"]
+    assert "checkpoint 20 is passed over for 10: params/" in errors
     parts = summarize_goodput(workdir)
     assert parts["lost"] > 0 and parts["down"] > 0
     assert rows[-1]["words"] == f"finished; goodput {parts['goodput']:.1%} over all starts"

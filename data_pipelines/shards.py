@@ -21,7 +21,7 @@ from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from unidiff_jax.config import ConfigError
-from unidiff_jax.outside import MAX_FILE, InputError, read_object, shown
+from unidiff_jax.outside import MAX_FILE, InputError, fits, read_object, shown
 from unidiff_jax.paths import AnyPath, as_path, write_json, written_whole
 
 _WRITER_OPTIONS = "group_size:1"  # one record a chunk: training reads at random
@@ -154,10 +154,13 @@ def _read_entry(folder: AnyPath, name: str) -> dict[str, Any]:
     described = path.with_suffix(".json")
     try:
         entry = read_object(described, limit=MAX_FILE)
-        return {**entry, "records": int(entry["records"]), "bytes": int(entry["bytes"])}
+        records, size = entry["records"], entry["bytes"]
+        if not fits([records, size], [int]):
+            raise TypeError(f"records={shown(records)}, bytes={shown(size)}")
+        return entry
     except FileNotFoundError:
         raise ShardError(f"{path} is not finished") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{described} is damaged ({error!r})") from None
 
 

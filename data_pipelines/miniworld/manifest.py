@@ -21,6 +21,9 @@ SCHEMA = "miniworld/1"
 GENERATOR = 1  # raise it whenever the same settings would give other bytes
 NAME = "manifest.json"
 
+MAX_RECORDS = 2**30
+"""Of a split; ids are below it."""
+
 _WHOLE = ("size", "seed", "samples", "shards", "edits", "clip_frames")
 
 
@@ -61,8 +64,12 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)}; use {smallest} or more")
         if min(self.edits, self.clip_frames, *self.counts.values()) < 0:
             raise ValueError("edits, clip_frames and counts must be 0 or more")
-        if self.shards > MAX_SHARDS:
-            raise ValueError(f"shards={self.shards}; use {MAX_SHARDS} or fewer")
+        for name, count, largest in (
+            ("shards", self.shards, MAX_SHARDS),
+            ("counts", max(self.counts.values(), default=0), MAX_RECORDS),
+        ):
+            if count > largest:
+                raise ValueError(f"{name} has {count}; use {largest} or fewer")
 
     def shards_of(self, split: str) -> dict[str, range]:
         """File name -> the record indices of the split that it holds."""

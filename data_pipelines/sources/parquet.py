@@ -22,6 +22,9 @@ from etils import epath
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
 
+MAX_GROUP = 2**33
+"""Bytes of a row group, unpacked."""
+
 
 class ParquetTable:
     """Rows of all files, in the order of the files' names."""
@@ -94,9 +97,13 @@ class ParquetTable:
         path = self._paths[file]
         try:
             with epath.Path(path).open("rb") as opened:
-                table = pq.ParquetFile(opened).read_row_group(
-                    group, columns=list(columns), use_threads=False
-                )
+                parquet = pq.ParquetFile(opened)
+                if (size := parquet.metadata.row_group(group).total_byte_size) > MAX_GROUP:
+                    raise SampleError(
+                        f"{path} row group {group} has {size:,} bytes when it is unpacked, at most "
+                        f"{MAX_GROUP:,} are read; write smaller row groups"
+                    )
+                table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
                 table.validate()
                 return table
         except (pa.ArrowException, OSError) as error:

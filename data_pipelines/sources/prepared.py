@@ -27,7 +27,7 @@ from tensorflow_datasets.core.utils.py_utils import flatten_nest_dict
 
 from data_pipelines.sources import files
 from data_pipelines.sources.base import SampleError, SourceError
-from unidiff_jax.outside import shown
+from unidiff_jax.outside import fits, shown
 
 _FORMAT = "array_record"
 _INFO, _FEATURES = "dataset_info.json", "features.json"
@@ -169,6 +169,8 @@ class PreparedTable:
 def _read_splits(folder: epath.Path) -> splits.SplitDict:
     record = _read_json(folder / _INFO)
     try:
+        if not fits({"splits": [], **record}, {"name": str, "splits": [{"name": str}]}):
+            raise TypeError("no name, or splits without one")
         template = naming.ShardedFileTemplate(
             data_dir=folder, dataset_name=record["name"], filetype_suffix=_FORMAT
         )
@@ -176,10 +178,10 @@ def _read_splits(folder: epath.Path) -> splits.SplitDict:
             [
                 splits.SplitInfo(
                     name=entry["name"],
-                    shard_lengths=[int(length) for length in entry.get("shardLengths", ())],
+                    shard_lengths=[int(length) for length in _as_list(entry.get("shardLengths"))],
                     num_bytes=int(entry.get("numBytes", 0)),
                     filename_template=template.replace(
-                        split=entry["name"], template=entry.get("filepathTemplate", "")
+                        split=entry["name"], template=str(entry.get("filepathTemplate", ""))
                     ),
                 )
                 for entry in record.get("splits", ())
@@ -194,7 +196,7 @@ def _find_records(folder: epath.Path, split: str) -> list[Any]:
     known = _read_splits(folder)
     try:
         found = known[split].file_instructions
-    except (KeyError, ValueError, AssertionError) as error:
+    except (LookupError, ValueError, AssertionError, AttributeError, TypeError) as error:
         reason = (str(error).strip() or "no such split").splitlines()[0]
         raise SourceError(
             f"{folder}: split {split!r}: {reason}; splits are: {', '.join(known) or 'none'}, and "

@@ -135,7 +135,7 @@ class TableSource:
                 return [read_picture(item, name=f"{name}[{i}]") for i, item in enumerate(value)]
             if all(isinstance(item, str) for item in value):
                 value = value[int(rng.integers(len(value)))]
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
             return str(value)
         if isinstance(value, str) and value.strip():
             return value.strip()

@@ -438,6 +438,16 @@ def test_a_config_of_a_billion_layers():
         from_official({"shared.weight": np.zeros(2)}, {}, table=table)
 
 
+def test_parquet_that_unpacks_to_much(tmp_path, monkeypatch):
+    table = pa.table({"caption": ["a" * 10_000_000]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    monkeypatch.setattr("data_pipelines.sources.parquet.MAX_GROUP", 2**20)
+    source = TableSource(ParquetTable(str(tmp_path / "a.parquet")))
+    with pytest.raises(SampleError, match=r"a.parquet row group 0 has 10,\d+,\d+ bytes"):
+        source.sample(0, rng())
+
+
 # ----------------------------------------------------------------------------------------- pickles
 
 

@@ -73,7 +73,7 @@ class VAEConfig:
         faults += [
             f"{key}={values[key]!r}, only {want} is known"
             for key, want in blocks.items()
-            if any(block != want for block in values.get(key) or [want])
+            if values.get(key) not in (None, []) and not _all_are(values[key], want)
         ]
         if faults:
             raise ConfigError("the autoencoder's config.json has " + "; ".join(faults))
@@ -95,6 +95,10 @@ SD3_VAE = VAEConfig(
     dtype="bfloat16",
 )
 """The autoencoder of Stable Diffusion 3, which OneDiffusion uses; for plans, without weights."""
+
+
+def _all_are(blocks: Any, wanted: str) -> bool:
+    return isinstance(blocks, list | tuple) and set(map(str, blocks)) == {wanted}
 
 
 class Posterior(NamedTuple):

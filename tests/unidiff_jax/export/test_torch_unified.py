@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
@@ -290,6 +291,15 @@ def test_samples_as_our_sampler(variant, tmp_path, parity):
     np.testing.assert_array_equal(made[is_given], inputs["latents"][is_given])
     expected = np.where(is_given, made, to_latents(batch, expected, inputs))
     parity("unified PyTorch sampler", relative(made, expected), bound=1e-4)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/tmp/a.safetensors", "..", ""])
+def test_an_index_that_names_files_elsewhere(tmp_path, name):
+    write(tmp_path, "joint_guided")
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match=r"which is no file beside it"):
+        UnifiedDiT.from_folder(tmp_path)
 
 
 SCRIPT = """

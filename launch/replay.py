@@ -51,7 +51,7 @@ def report(found: Replay, *, most: int) -> str:
     lines += ["", "largest  output of"]
     worst = sorted(found.modules, key=lambda module: (module.is_finite, -module.largest))
     shown = [m for m in found.modules if not m.is_finite][:most] or worst[:most]
-    lines += [f"{module.largest:>7.3g}  {module.path}" for module in shown]
+    lines += [f"{f'{m.largest:.3g}' if m.is_finite else 'nan/inf':>7}  {m.path}" for m in shown]
     lines += ["", "   norm  gradient of"]
     lines += [f"{norm:>7.3g}  {path}" for path, norm in found.gradients[:most]]
     return "\n".join(lines)

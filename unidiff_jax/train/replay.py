@@ -253,7 +253,8 @@ def _watched_modules() -> Iterator[list[tuple[str, tuple[jax.Array, jax.Array]]]
             ]
             if floats:
                 largest = jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in floats])
-                found.append((name, (jnp.max(largest), jnp.all(jnp.isfinite(largest)))))
+                finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats])
+                found.append((name, (jnp.max(largest), jnp.all(finite))))
             return output
 
         return watched

@@ -187,6 +187,7 @@ def test_a_step_that_is_not_finite_is_skipped_kept_and_replayed(run):
     assert found.batch_faults == ["tokens of row 2"]
     bad = [example for example in found.examples if not np.isfinite(example.loss)]
     assert {example.row for example in bad} == {2} and found.examples[: len(bad)] == bad
+    assert not found.modules[-1].is_finite and found.modules[0].is_finite  # the text is sound
     text = report(found, most=5)
     assert "arises in the batch: tokens of row 2" in text and "ANOTHER batch" in text
 

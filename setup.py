@@ -45,6 +45,8 @@ EXTRAS_REQUIRE = {
     "torch": ["torch==2.13.0", "diffusers>=0.36", "tokenizers>=0.22"],
     # Metrics with published ONNX weights, and the reference SSIM.
     "eval": ["onnxruntime>=1.23", "scikit-image>=0.25"],
+    # Identity encoders in ONNX files.
+    "identity": ["onnxruntime>=1.23"],
     # Beam jobs over recorded video. Beam's upper bounds hold a few versions of the lock back.
     "curate": ["apache-beam>=2.70", "av>=15"],
     "dev": [

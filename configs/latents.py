@@ -41,6 +41,43 @@ def released_parts(weights: str) -> ConfigDict:
     return config
 
 
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}
+
+
+def clip_parts(config: ConfigDict, folder: str) -> None:
+    """Takes the text encoder from a pipeline in Stable Diffusion XL's layout: OpenAI's CLIP L and
+    OpenCLIP's G side by side, each without its last block, 77 tokens.
+    """
+    config.max_text = 77
+    config.text = ConfigDict(
+        {
+            "kind": "clip",
+            "vocab_size": 49408,
+            "max_position_embeddings": config.max_text,
+            "towers": (CLIP_L, CLIP_G),
+            "skip_layers": 1,
+            "scan_layers": True,
+            "remat": "none",
+            "dtype": "bfloat16",
+        }
+    )
+    config.init.text_encoder = f"{folder}/text_encoder,{folder}/text_encoder_2"
+    config.init.tokenizer = f"{folder}/tokenizer"
+
+
 def reading() -> dict[str, Any]:
     """How data sets are encoded and read: keys of `data`."""
     return {
@@ -69,6 +106,8 @@ def training(*, num_steps: int, trainable: str) -> dict[str, Any]:
         "sample_every": 5000,
         "save_every": 1000,
         "keep": 3,
+        "profile_start": 0,
+        "profile_steps": 5,
     }
 
 

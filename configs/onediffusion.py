@@ -14,6 +14,7 @@ of `data.sources` into latents once; training reads those.
 | | `finetune`: a user's own edits, from released weights |
 | weights | folder in the released layout |
 | start | `random`, `released`, or a folder that `launch.export` wrote of the stage before |
+| clip | folder in Stable Diffusion XL's layout, whose two CLIPs take the T5's place; from scratch |
 | lora | rank of adapters, which are then all that is trained; 0 trains every weight |
 | tiny | sizes of `launch.tiny_onediffusion` and MiniWorld data: minutes on a CPU |
 
@@ -33,7 +34,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.latents import reading, released_parts, shrink, training
+from configs.latents import clip_parts, reading, released_parts, shrink, training
 from configs.meshes import get_mesh
 from unidiff_jax.config import ConfigError, parse_arg
 
@@ -96,6 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         stage="256",
         weights="weights/onediffusion",
         start="random",
+        clip="",
         lora=0,
         tiny=False,
         steps=0,
@@ -107,6 +109,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     adapts = args.lora > 0 or args.stage in ("subject", "finetune")
     start = args.weights if args.start == "released" or adapts else args.start
     config = released_parts(args.weights)
+    row = dict(stage["row"])
+    if args.clip:
+        if start != "random" or args.tiny:
+            raise ConfigError(
+                f"clip={args.clip} trains from scratch at full size: released transformers read "
+                "the states of a T5; for example stage=256,start=random"
+            )
+        prompts = row["text"] // config.max_text
+        clip_parts(config, args.clip)
+        row["text"] = prompts * config.max_text
     config.seed = 0
     config.image_size = stage["size"]
     config.model = {
@@ -150,7 +162,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         **reading(),
         "caption_dropout": 0.1,
         "shift": 3.0,
-        "row": stage["row"],
+        "row": row,
         "batch_rows": stage["batch_rows"],
     }
     config.optim = {

@@ -16,8 +16,8 @@ class Plan:
 
     Attributes:
       config: config file and its argument.
-      topology: chips of a slice.
-      num_slices: number of slices.
+      topology: chips of a slice, GPUs of a node.
+      num_slices: number of slices or nodes.
       settings: overrides, as of `--set`.
       min_bound: the MFU bound that the plan keeps.
     """
@@ -64,4 +64,7 @@ PLANS = {
         "configs/unireal.py:stage=256,mesh=slices2", "v5p:4x4x4", num_slices=2, settings=_DOTS
     ),
     "univg-xl-v5e": Plan("configs/univg.py:stage=multitask,size=XL", "v5e:8x8"),
+    # one node; what `dots` keeps of UniReal's 32,768 tokens a GPU is too much
+    "onediffusion-512-h100": Plan("configs/onediffusion.py:stage=512", "h100:8"),
+    "unireal-256-h100": Plan("configs/unireal.py:stage=256", "h100:8"),
 }

@@ -152,6 +152,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "sample_every": 1000,
         "save_every": 500,
         "keep": 2,
+        "profile_start": 0,
+        "profile_steps": 5,
     }
     config.sample = {"num_steps": 8, "solver": "euler", "guidance": 1.0}
     config.eval = {"num_items": 300, "seeds": 3, "num_steps": 8, "guidance": 1.0}

@@ -13,7 +13,7 @@ frozen. `launch.encode` turns the pictures of `data.sources` into latents once.
 | size | `B`, `L`, `XL` |
 | weights | folder in the released layout |
 | start | workdir of the stage before, whose averaged weights this one starts from; empty: random |
-| identity | ONNX file of the encoder of references, 512 wide as ArcFace; empty: pixels |
+| identity | encoder of references: folder of a CLIP (L/14), or ONNX file (ArcFace); empty: pixels |
 | tiny | sizes of `launch.tiny_onediffusion`, minutes on a CPU, on MiniWorld pictures |
 
 The paper's full text was not at hand: the facts are those that others write of it. From them: two
@@ -188,11 +188,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "prompts": "short",
         "roles": True,
         "guidance": "channels",
-        "identity": {
-            "encoder": "onnx" if args.identity else "pixels",
-            "path": args.identity,
-            "dim": 512 if args.identity else 256,
-        },
+        "identity": _identity(args.identity),
         "caption_dropout": 0.1,
         "visual_dropout": 0.5,
         "shift": 3.0,
@@ -230,6 +226,15 @@ def task_weights(stage: str) -> dict[str, float]:
         for group, share in shares.items()
         for task in GROUPS[group]
     }
+
+
+def _identity(path: str) -> dict[str, Any]:
+    """Which encoder of references; another width than these: --set data.identity.dim."""
+    if not path:
+        return {"encoder": "pixels", "path": "", "dim": 256}
+    if path.endswith(".onnx"):
+        return {"encoder": "onnx", "path": path, "dim": 512}
+    return {"encoder": "clip", "path": path, "dim": 768}
 
 
 def _shrink(config: ConfigDict, *, steps: int) -> None:

@@ -28,14 +28,24 @@ from data_pipelines.subjects.items import SubjectScenes
 from data_pipelines.text_states import TextStates
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import weights_digest
-from unidiff_jax.frames import RowSize, pack_rows
+from unidiff_jax.export.mapping import flatten
+from unidiff_jax.frames import RowSize, made_alone, pack_rows
 from unidiff_jax.identity import IdentityEncoder, make_identity_encoder
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
+from unidiff_jax.models.clip import CLIPTowersConfig
+from unidiff_jax.models.layers import abstract
+from unidiff_jax.models.text_encoder import make_text_encoder, text_config, text_kind
 from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.processes import ALL, DataShare
-from unidiff_jax.sample.encoders import LatentAutoencoder
+from unidiff_jax.sample.encoders import LatentAutoencoder, text_folders
 from unidiff_jax.tasks import STYLES, get_task
-from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import (
+    FRAME_NAMES,
+    Tokenizer,
+    holds_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from unidiff_jax.train.workdir import latent_channels
 from unidiff_jax.types import Batch
 
@@ -122,8 +132,11 @@ def make_miniworld(config: ConfigDict, *, split: str) -> MiniWorldSource:
 _KINDS = {"miniworld": make_miniworld, "subjects": make_subjects}
 
 
-def check_data(config: ConfigDict) -> None:
+def check_data(config: ConfigDict) -> TextStates | None:
     """Opens the records and checks that tasks and sizes fit them.
+
+    Returns:
+      The states of prompts, where the config names them (`data.text_states`), for `make_loader`.
 
     Raises:
       ConfigError: an unknown task, sizes that do not divide, fit a row or match the records, or a
@@ -132,13 +145,13 @@ def check_data(config: ConfigDict) -> None:
     """
     _check_shards(config)
     _check_names(config)
-    if config.data.get("text_states"):
-        TextStates(config.data.text_states, origin=text_origin(config))
+    states = open_text_states(config)
     size, unit = config.image_size, config.autoencoder.downscale * config.patch
     if size % unit:
         raise ConfigError(
             f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
         )
+    on_channels = config.data.get("guidance") == "channels"
     for split in ("train", "validation"):
         for name, source in make_sources(config, split=split).items():
             if split == "train" and len(source) < config.data.num_shards:
@@ -147,23 +160,26 @@ def check_data(config: ConfigDict) -> None:
                     f"data.num_shards={config.data.num_shards}; for example "
                     "--set data.num_shards=1"
                 )
+            task = get_task(name)
             if isinstance(source, EncodedSource):
                 largest = source.largest
-                _check_row(
-                    config, name, tokens=largest.places // config.patch**2, frames=largest.frames
-                )
+                tokens, frames = largest.places // config.patch**2, largest.frames
+                if on_channels:
+                    made = len(made_alone(task).frames)
+                    tokens, frames = tokens * made // frames, made
+                _check_row(config, name, tokens=tokens, frames=frames)
                 if largest.channels != latent_channels(config):
                     raise ConfigError(
                         f"autoencoder.latent_channels={latent_channels(config)}, but the latents "
                         f"of task {name!r} have {largest.channels}"
                     )
             else:
-                task = get_task(name)
                 drawn = isinstance(source, SubjectScenes)
                 frames = subject_items.num_frames(task) if drawn else len(task.frames)
+                frames = len(made_alone(task).frames) if on_channels else frames
                 _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
     if "sources" in config.data or "miniworld" not in source_kinds(config).values():
-        return
+        return states
     for split in ("train", "validation"):
         height = make_miniworld(config, split=split)[0].rgb.shape[1]
         if height != size:
@@ -171,11 +187,20 @@ def check_data(config: ConfigDict) -> None:
                 f"image_size={size}, but the pictures in {config.data.folder} have {height} pixels "
                 f"a side; for example --set image_size={height}"
             )
+    return states
 
 
 def _check_names(config: ConfigDict) -> None:
     folder = config.init.tokenizer
-    if folder and prompt_style(config) != "token" and not Tokenizer(folder).names_frames:
+    if prompt_style(config) == "token" or not folder:
+        return
+    if text_kind(config.text) == "clip" and config.model.get("fusion", "cross") == "cross":
+        raise ConfigError(
+            f"data.prompts={config.data.prompts!r} calls frames by names, which are one token to "
+            "CLIP's text encoder; model.fusion='joint' and 'dual' tell them apart behind it; for "
+            "example --set data.prompts=token"
+        )
+    if not load_tokenizer(folder).names_frames:
         raise ConfigError(
             f"data.prompts={config.data.prompts!r} calls frames {next(iter(FRAME_NAMES))} and so "
             f"on, but init.tokenizer={folder!r} has no pieces for these words and fewer than "
@@ -197,13 +222,22 @@ def _check_row(config: ConfigDict, task: str, *, tokens: int, frames: int) -> No
 
 def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
     """Loads the workdir's tokenizer; the first call copies `init.tokenizer` or, where it is empty,
-    trains one on what is said in MiniWorld and of subjects.
+    trains one for a T5 on what is said in MiniWorld and of subjects.
+
+    Raises:
+      ConfigError: the tokenizer is not of the config's text encoder, or there is none for a CLIP.
+      FileNotFoundError: `init.tokenizer` holds none.
     """
-    folder = as_path(folder)
-    if (folder / "spiece.model").exists():
-        return Tokenizer(folder)
+    folder, kind = as_path(folder), text_kind(config.text)
+    if holds_tokenizer(folder):
+        return _fitting(config, load_tokenizer(folder))
     if config.init.tokenizer:
-        Tokenizer(config.init.tokenizer).save(folder)
+        _fitting(config, load_tokenizer(config.init.tokenizer)).save(folder)
+    elif kind != "t5":
+        raise ConfigError(
+            f"init.tokenizer is empty, and only a T5's is trained here; with text.kind={kind} it "
+            "is a folder with vocab.json and merges.txt"
+        )
     else:
         drawn = ["miniworld"] if "sources" in config.data else source_kinds(config).values()
         sources = [_KINDS[kind](config, split="train") for kind in dict.fromkeys(drawn)]
@@ -213,7 +247,23 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
         if style in ("token", "short"):
             words += sorted({mix.task.token(style) for mix in parse_mixture(config.data.tasks)})
         train_tokenizer(texts, folder=folder, vocab_size=config.text.vocab_size, words=words)
-    return Tokenizer(folder)
+    return _fitting(config, load_tokenizer(folder))
+
+
+def _fitting(config: ConfigDict, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, if the config's text encoder reads its ids."""
+    kind, text = text_kind(config.text), text_config(config.text)
+    if tokenizer.kind != kind:
+        raise ConfigError(
+            f"text.kind={kind}, but the tokenizer is of kind {tokenizer.kind}; choose another "
+            "init.tokenizer"
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ConfigError(
+            f"text.vocab_size={text.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
+            f"pieces; for example --set text.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _texts(source: MiniWorldSource | SubjectScenes) -> Iterator[str]:
@@ -280,17 +330,34 @@ def text_origin(config: ConfigDict) -> dict[str, Any]:
             "data.text_states needs encoded data and a released text encoder; for example "
             "--config configs/onediffusion.py"
         )
-    if re.fullmatch(config.train.trainable, "text_encoder/final_norm/weight"):
+    text = text_config(config.text)
+    shapes = abstract(lambda rngs: make_text_encoder(text, rngs=rngs)).shapes
+    if any(
+        re.fullmatch(config.train.trainable, f"text_encoder/{path}") for path in flatten(shapes)
+    ):
         raise ConfigError(
             f"data.text_states: train.trainable={config.train.trainable!r} trains the text "
             "encoder, whose states then change; for example --set train.trainable=dit/.*"
         )
-    return {
-        "text_encoder": weights_digest(config.init.text_encoder),
+    skip = {}
+    if isinstance(text, CLIPTowersConfig):
+        skip = {"skip_layers": text.towers[0].skip_layers}
+    return skip | {
+        "text_encoder": ",".join(map(weights_digest, text_folders(config.init.text_encoder))),
         "dtype": config.text.dtype,
         "frozen_dtype": config.init.frozen_dtype,
         "max_text": config.max_text,
     }
+
+
+def open_text_states(config: ConfigDict) -> TextStates | None:
+    """The states of prompts; None where the config names none.
+
+    It reads all weights of the text encoder, to know whether the states are of them.
+    """
+    if not config.data.get("text_states"):
+        return None
+    return TextStates(config.data.text_states, origin=text_origin(config))
 
 
 def prompt_style(config: ConfigDict) -> str:
@@ -316,14 +383,17 @@ def make_loader(
     *,
     split: str = "train",
     share: DataShare = ALL,
+    states: TextStates | None = None,
 ) -> Loader:
-    """The training stream of the processes that hold this share of the rows."""
+    """The training stream of the processes that hold this share of the rows.
+
+    `states` are those of prompts, where they are open already.
+    """
     data = config.data
     sources = make_sources(config, split=split)
     mixes = parse_mixture(data.tasks)
     maker = make_maker(config, tokenizer, caption_dropout=data.caption_dropout)
-    if data.get("text_states"):
-        states = TextStates(data.text_states, origin=text_origin(config))
+    if states := states or open_text_states(config):
         maker = dataclasses.replace(maker, text_states=states)
     _check_shards(config)
 

@@ -31,6 +31,7 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, fit_mask
 from unidiff_jax.identity import IdentityEncoder
 from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.processes import first_alone, meet, own_pieces
 from unidiff_jax.sample.buckets import nearest_bucket
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import FrameSpec, Task
@@ -137,6 +138,8 @@ def encode_dataset(
 ) -> EncodeCount:
     """Encodes what is missing of a folder; a stopped job continues, finished shards stay.
 
+    The processes of a job share the shards, and return when all are finished.
+
     Args:
       source: the raw samples.
       task: which frames and texts an example has.
@@ -146,10 +149,10 @@ def encode_dataset(
       origin: where the samples come from, for the manifest.
       batch: pictures a device takes at once; does not change the records.
       guides: what records hold for guidance on channels.
-      on_samples: called with the number of samples done.
+      on_samples: called with the number of samples that this process has done.
 
     Returns:
-      What became of this process's samples, in old shards and new ones.
+      What became of the samples of all processes, in old shards and new ones.
 
     Raises:
       ConfigError: the folder was begun with other settings.
@@ -157,30 +160,26 @@ def encode_dataset(
     """
     folder = as_path(folder)
     plan = split_plan(len(source), settings)
-    shards.claim_folder(
-        folder,
-        {
-            "task": task.name,
-            "settings": dataclasses.asdict(settings),
-            "origin": dict(origin),
-            "autoencoder": autoencoder.identity,
-            "guides": dict(guides.origin) if guides.regions else None,
-            "raw_samples": len(source),
-            "shards": {split: len(parts) for split, parts in plan.items()},
-        },
-        schema=encoded.SCHEMA,
-        made="encoded",
-        remedy="choose another --set data.folder=FOLDER",
-    )
-    records, skipped, unsuitable = 0, 0, collections.Counter()
-    places = [
-        (folder / name, indices)
-        for split, parts in plan.items()
-        for name, indices in zip(shards.shard_names(split, len(parts)), parts, strict=True)
-    ]
-    for path, indices in places[jax.process_index() :: jax.process_count()]:
-        entry = shards.read_entry(folder, path.name)
-        if entry is None:
+    manifest = {
+        "task": task.name,
+        "settings": dataclasses.asdict(settings),
+        "origin": dict(origin),
+        "autoencoder": autoencoder.identity,
+        "guides": dict(guides.origin) if guides.regions else None,
+        "raw_samples": len(source),
+        "shards": {split: len(parts) for split, parts in plan.items()},
+    }
+    with first_alone(f"claim {folder}"):
+        shards.claim_folder(
+            folder,
+            manifest,
+            schema=encoded.SCHEMA,
+            made="encoded",
+            remedy="choose another --set data.folder=FOLDER",
+        )
+    places = _places(folder, plan)
+    for path, indices in own_pieces(places):
+        if shards.read_entry(folder, path.name) is None:
             _encode_shard(
                 path,
                 indices,
@@ -192,13 +191,41 @@ def encode_dataset(
                 guides,
                 on_samples=on_samples,
             )
-            entry = shards.read_entry(folder, path.name)
-            assert entry is not None  # just written
         else:
             on_samples(len(indices))
-        records, skipped = records + entry["records"], skipped + len(entry["skipped"])
+    meet(f"encoded {folder}")
+    return _count([path for path, _ in places])
+
+
+def own_samples(count: int, settings: EncodeSettings) -> int:
+    """How many of `count` raw samples this process encodes."""
+    places = _places(epath.Path(), split_plan(count, settings))
+    return sum(len(indices) for _, indices in own_pieces(places))
+
+
+def _count(paths: Sequence[epath.Path]) -> EncodeCount:
+    """Adds up finished shards."""
+    with concurrent.futures.ThreadPoolExecutor(_READ_THREADS) as pool:  # a bucket answers slowly
+        entries = list(pool.map(lambda path: shards.check_entry(path.parent, path.name), paths))
+    unsuitable = collections.Counter()
+    for entry in entries:
         unsuitable.update(entry["unsuitable"])
-    return EncodeCount(records, skipped, unsuitable)
+    return EncodeCount(
+        records=sum(entry["records"] for entry in entries),
+        skipped=sum(len(entry["skipped"]) for entry in entries),
+        unsuitable=unsuitable,
+    )
+
+
+def _places(
+    folder: epath.Path, plan: Mapping[str, Sequence[np.ndarray]]
+) -> list[tuple[epath.Path, np.ndarray]]:
+    """File and raw samples of every shard, of all splits."""
+    return [
+        (folder / name, indices)
+        for split, parts in plan.items()
+        for name, indices in zip(shards.shard_names(split, len(parts)), parts, strict=True)
+    ]
 
 
 def split_plan(count: int, settings: EncodeSettings) -> dict[str, list[np.ndarray]]:

@@ -30,7 +30,7 @@ from unidiff_jax.frames import (
 from unidiff_jax.identity import IdentityEncoder
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import PLACEHOLDER, TASKS, FrameSpec, Task
-from unidiff_jax.text import END, Encoded, Tokenizer
+from unidiff_jax.text import Encoded, Tokenizer
 from unidiff_jax.types import Role
 
 Item = Mapping[str, Any]
@@ -120,7 +120,8 @@ class ExampleMaker:
         """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
         ids, names = self.tokenizer.encode_named(prompt)
         if len(ids) > self.max_text and cut:
-            ids, names = [*ids[: self.max_text - 1], END], [*names[: self.max_text - 1], 0]
+            ids = [*ids[: self.max_text - 1], self.tokenizer.end_id]
+            names = [*names[: self.max_text - 1], 0]
         if len(ids) > self.max_text:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the model reads {self.max_text}: "

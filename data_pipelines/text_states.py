@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +24,7 @@ from data_pipelines.mixture import ExampleMaker, TaskMix, name_places
 from data_pipelines.shards import ShardError
 from unidiff_jax.config import ConfigError
 from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.processes import first_alone, meet, own_pieces
 
 SCHEMA = "text_states/1"
 _KEY = "unidiff"
@@ -76,30 +76,34 @@ def write_states(
 ) -> None:
     """Writes what is missing of a folder; a stopped job continues, finished shards stay.
 
+    The processes of a job share the shards, and return when all are finished.
+
     Args:
       prompts: token ids.
       encode: the encoder.
       folder: to write.
       origin: what decides the states, for the manifest.
-      num_shards: files; processes take turns.
+      num_shards: files.
       batch: prompts at once.
-      on_prompts: called with the number of prompts done.
+      on_prompts: called with the number of prompts that this process has done.
 
     Raises:
       ConfigError: the folder was begun with other settings or prompts.
     """
     folder = as_path(folder)
     digest = hashlib.sha256(b"".join(map(prompt_key, prompts))).hexdigest()
-    shards.claim_folder(
-        folder,
-        {"origin": dict(origin), "prompts": len(prompts), "digest": digest, "shards": num_shards},
-        schema=SCHEMA,
-        made="written",
-        remedy="choose another --set data.text_states=FOLDER",
-    )
+    manifest = {"origin": dict(origin), "prompts": len(prompts), "digest": digest}
+    with first_alone(f"claim {folder}"):
+        shards.claim_folder(
+            folder,
+            manifest | {"shards": num_shards},
+            schema=SCHEMA,
+            made="written",
+            remedy="choose another --set data.text_states=FOLDER",
+        )
     parts = np.array_split(np.arange(len(prompts)), num_shards)
     places = list(zip(shards.shard_names("states", num_shards), parts, strict=True))
-    for name, part in places[jax.process_index() :: jax.process_count()]:
+    for name, part in own_pieces(places):
         if shards.read_entry(folder, name) is None:
             ordered = sorted((prompts[i] for i in part), key=len)
             count = shards.write_shard(
@@ -109,6 +113,7 @@ def write_states(
             shards.write_entry(folder / name, records=count, keys=keys)
         else:
             on_prompts(len(part))
+    meet(f"states {folder}")
 
 
 def _records(

@@ -1,16 +1,17 @@
 """What accelerators can do, as published, for plans and launchers.
 
-Sources: cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x), NVIDIA's H100 data sheet, and,
-for HBM that programs can use, what the TPU compiler refuses to exceed. Rates are peaks; a plan
-built on them is a bound.
+Sources: docs.cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x), NVIDIA's data sheets of
+the H100 and H200 (SXM; dense rates), and, for HBM that programs can use, what the TPU compiler
+refuses to exceed, and 95 % of a GPU's. Rates are peaks; a plan built on them is a bound.
 """
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
 
+from launch.topologies import TopologyError
+from launch.topologies import parse_topology as parse
 from unidiff_jax.config import ConfigError
 
 GIB = 2**30
@@ -28,6 +29,7 @@ class Chip:
       network: bytes a second to chips of other slices (nodes), one way.
       wraps: sides of a slice of which the torus closes; a multiple of it does.
       devices: JAX devices that share the chip, and so the numbers above.
+      inside: bytes a second from one of these devices to another, one way.
     """
 
     flops: float
@@ -37,6 +39,12 @@ class Chip:
     network: float
     wraps: int
     devices: int = 1
+    inside: float = 0.0
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it hangs on a switch, and not in a torus."""
+        return not self.wraps
 
 
 CHIPS = {
@@ -44,8 +52,10 @@ CHIPS = {
     "v5e": Chip(197e12, 0.819e12, 15.75 * GIB, 50e9, 3.1e9, wraps=16),
     "v5p": Chip(459e12, 2.765e12, 95.7 * GIB, 100e9, 6.25e9, wraps=4),
     "v6e": Chip(918e12, 1.640e12, 31.25 * GIB, 100e9, 12.5e9, wraps=16),
-    "tpu7x": Chip(2307e12, 7.380e12, 189.0 * GIB, 100e9, 12.5e9, wraps=4, devices=2),
+    # two chiplets, a JAX device each; between them six times what a link of the torus takes
+    "tpu7x": Chip(2307e12, 7.380e12, 189.5 * GIB, 100e9, 12.5e9, wraps=4, devices=2, inside=600e9),
     "h100": Chip(989e12, 3.350e12, 75.0 * GIB, 450e9, 50e9, wraps=0),
+    "h200": Chip(989e12, 4.800e12, 133.9 * GIB, 450e9, 50e9, wraps=0),
 }
 
 
@@ -59,6 +69,7 @@ KINDS = {
     "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
     "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
 }
 """JAX's names of them."""
 
@@ -84,20 +95,15 @@ def torus_links(sides: tuple[int, ...], chip: Chip) -> list[int]:
 
 
 def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """`v5p:4x4x4` as its generation and sides.
+    """`v5p:4x4x4` as its generation and sides, `h100:8` as the GPU and how many a node has.
 
     Raises:
       ConfigError: an unknown one.
     """
-    kind, _, shape = name.partition(":")
-    sides = tuple(int(side) if side.isdigit() else 0 for side in shape.split("x"))
-    known = [name for name, chip in CHIPS.items() if chip.wraps]
-    if kind not in known or not math.prod(sides):
-        raise ConfigError(
-            f"topology {name!r} is unknown; a generation ({', '.join(known)}) and a shape, such as "
-            "v5e:2x4"
-        )
-    return kind, sides
+    try:
+        return parse(name)
+    except TopologyError as error:
+        raise ConfigError(str(error)) from None
 
 
 def bandwidth(group: list[np.ndarray], *, slices: list[int], sides: tuple[int, ...], chip: Chip):
@@ -111,9 +117,13 @@ def bandwidth(group: list[np.ndarray], *, slices: list[int], sides: tuple[int, .
     """
     if len(set(slices)) > 1:
         return chip.network / chip.devices
-    if not chip.wraps:
+    if chip.is_gpu:
         return chip.link
     places = np.stack(group)
+    chips = len(np.unique(places, axis=0))
+    if chips == 1:
+        return chip.inside
     spread = [len(set(places[:, axis])) > 1 for axis in range(len(sides))]
     links = sum(n for n, used in zip(torus_links(sides, chip), spread, strict=True) if used)
-    return max(links, 1) * chip.link / chip.devices
+    # devices of one chip in one group take turns in its ring; in two groups they share the links
+    return max(links, 1) * chip.link * (len(group) / chips) / chip.devices

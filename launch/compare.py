@@ -179,7 +179,8 @@ def draw(runs: Runs, entry: str, *, split: str, num_rows: int) -> Image.Image:
         for number, line in enumerate(map(json.loads, lines)):
             if arm == next(iter(runs)):
                 rows.append([_open(folder / line["images"]["input"])])
-                captions.append(line["prompt"])
+                # the words alone: arms may begin their prompts otherwise
+                captions.append(line["prompt"].rpartition("]] ")[2])
             rows[number].append(_open(folder / line["images"]["output"]))
             if arm == list(runs)[-1]:
                 rows[number].append(_open(folder / line["images"]["target"]))

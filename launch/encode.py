@@ -3,24 +3,29 @@
     python -m launch.encode --config configs/onediffusion.py:stage=finetune,weights=FOLDER \\
         --set data.sources.edit.path=/data/edits/*.parquet
 
-Reads `data.sources`, writes `data.folder/NAME`. A stopped run continues with the same command. On
-several hosts every process encodes its own shards. Samples that cannot be used are skipped, counted
-and listed in the shard's JSON file; when they are too many, the command stops and says why. Samples
-that have nothing for the task, such as a scene without an edit, are counted by reason.
+Reads `data.sources`, writes `data.folder/NAME`. A stopped run continues with the same command, on
+as many processes as there are then. With `--distributed` the processes of a job share the shards:
+`data.encode.shards` should be several times as many, and all processes see the same sources.
+Samples that cannot be used are skipped, counted and listed in the shard's JSON file; when they are
+too many, the command stops and says why. Samples that have nothing for the task, such as a scene
+without an edit, are counted by reason.
 """
 
 import hashlib
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.build import make_identity
-from data_pipelines.encoder import EncodeSettings, Guides, encode_dataset
+from data_pipelines.encoder import EncodeSettings, Guides, encode_dataset, own_samples
 from data_pipelines.sources.make import make_source
 from launch import command
 from unidiff_jax.config import ConfigError
+from unidiff_jax.export.files import weights_digest
 from unidiff_jax.paths import as_path
+from unidiff_jax.processes import join_job
 from unidiff_jax.sample.encoders import LatentAutoencoder
 from unidiff_jax.tasks import Task, get_task
 
@@ -28,12 +33,15 @@ from unidiff_jax.tasks import Task, get_task
 def define_flags() -> None:
     command.define_config_flags("configs/onediffusion.py")
     flags.DEFINE_list("only", None, "Names of data sets; none is all of data.sources.")
+    command.define_distributed_flag()
 
 
 def main(argv: list[str]) -> None:
     del argv
+    config = command.config_from_flags()
+    join_job(flags.FLAGS.distributed)
     command.quiet_libraries()
-    encode(command.config_from_flags(), only=flags.FLAGS.only)
+    encode(config, only=flags.FLAGS.only)
 
 
 def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
@@ -61,7 +69,12 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
         source = make_source(raw, key=f"data.sources.{name}", task=task)
         check_fields(source.fields, task=task, name=name, guided=guides.regions)
         folder = as_path(config.data.folder) / name
-        with tqdm(total=len(source), unit="sample", desc=name) as bar:
+        with tqdm(
+            total=own_samples(len(source), settings),
+            unit="sample",
+            desc=name,
+            disable=jax.process_index() != 0,
+        ) as bar:
             count = encode_dataset(
                 source,
                 task=task,
@@ -73,6 +86,8 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
                 guides=guides,
                 on_samples=bar.update,
             )
+        if jax.process_index() > 0:
+            continue
         print(f"{folder}: {count.records} records, {count.skipped} samples skipped")
         for reason, number in count.unsuitable.most_common():
             print(f"  {number} samples without use for the task: {reason}")
@@ -87,8 +102,12 @@ def make_guides(config: ConfigDict) -> Guides:
     if settings:
         origin["identity"] = settings.encoder
     if settings and settings.path:
-        with as_path(settings.path).open("rb") as file:
-            origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        path = as_path(settings.path)
+        if path.is_dir():
+            origin["sha256"] = weights_digest(path)
+        else:
+            with path.open("rb") as file:
+                origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return Guides(regions=True, identity=make_identity(config), origin=origin)
 
 

@@ -7,8 +7,8 @@ usage() {
 usage: ./launch/environment.sh [EXTRA...]
 
 Makes .venv in the repository, unless it is there, and installs unidiff_jax (editable) with the
-versions of constraints.txt and the extras named: dev, torch, eval, tpu, cuda, gcs, curate. Extras
-add up over calls. Where nothing has changed since the last call it does nothing.
+versions of constraints.txt and the extras named: dev, torch, eval, identity, tpu, cuda, gcs, curate.
+Extras add up over calls. Where nothing has changed since the last call it does nothing.
 
   PYTHON   the Python to make it with, 3.11 or later (default: the first found on the PATH)
   VENV     where to make it (default: .venv)

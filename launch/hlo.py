@@ -24,7 +24,10 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?
 # nothing moves for these
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "while"}
 _FREE |= {"conditional", "call", "partition-id", "iota", "copy-done", "slice-done", "async-done"}
+_FREE |= {f"{kind}-done" for kind in COLLECTIVES}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_MATMULS = ("__cublas$gemm", "__cublas$lt$matmul")
+_NARROW = {dtype for dtype, bits in BITS.items() if bits == 8 and dtype != "pred"}
 
 
 class Instruction(NamedTuple):
@@ -159,9 +162,7 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
             channel = re.search(r"channel_id=(\d+)", i.line)
             key = (kind, channel[1] if channel else i.name)
             source = re.search(r'op_name="([^"]*)"', i.line)
-            shapes = _shapes(i.shape)
-            if i.opcode.endswith("-start"):  # (operand, result, ...)
-                shapes = shapes[1:2]
+            shapes = _shapes(_result(i))
             sizes = [_bytes(dtype, dims) for dtype, dims, _ in shapes]
             group = _group(i.line)
             collective = Collective(
@@ -175,6 +176,40 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
             if key not in found or found[key].count < collective.count:
                 found[key] = collective
     return list(found.values())
+
+
+def products(program: dict[str, list[Instruction]]) -> tuple[int, int]:
+    """Matrix products that run, and how many of them have two operands of 8 bits."""
+    times = runs(program)
+    total = narrow = 0
+    for name, instructions in program.items():
+        shapes = {i.name: i.shape for i in instructions}
+        for i in instructions:
+            if i.opcode not in ("dot", "convolution") and not any(m in i.line for m in _MATMULS):
+                continue
+            types = {dtype for o in i.operands[:2] for dtype, _, _ in _shapes(shapes.get(o, ""))}
+            total += times.get(name, 0)
+            narrow += times.get(name, 0) if types and types <= _NARROW else 0
+    return total, narrow
+
+
+def _result(i: Instruction) -> str:
+    """Shape of what an instruction makes; an asynchronous one's has its operands before it."""
+    if i.opcode.endswith("-start") and i.opcode != "all-reduce-start":
+        return _elements(i.shape)[1]
+    return i.shape
+
+
+def _elements(shape: str) -> list[str]:
+    """The members of a tuple's shape: `((f32[2], f32[3]), f32[4])` has two."""
+    found, depth = [""], 0
+    for sign in shape[1:-1]:
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(sign, 0)
+        if sign == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += sign
+    return found
 
 
 def _group(line: str) -> tuple[int, ...]:
@@ -268,6 +303,8 @@ def _traffic(program: dict[str, list[Instruction]], i: Instruction, shapes: dict
         )
         return sum(reads) + _written(program[called], i)
     read = sum(_hbm(shapes.get(name, "")) for name in i.operands)
+    if i.opcode.removesuffix("-start") in COLLECTIVES:
+        return read + _hbm(_result(i))
     if i.opcode == "copy-start":  # (destination, source, ...)
         return read + _hbm("{}[{}]{}".format(*_shapes(i.shape)[0]))
     return read + _hbm(i.shape)

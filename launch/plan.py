@@ -1,17 +1,18 @@
-"""Compiles a config's programs for a TPU that is not here, and says what they need of it.
+"""Compiles a config's programs for TPUs or GPUs that are not here, and says what they need.
 
     python -m launch.plan --config configs/onediffusion.py:stage=512 --topology v5p:4x4x4
     python -m launch.plan --config configs/unireal.py:stage=256,mesh=slices2 --topology v5p:4x4x4 \\
         --num_slices 2 --json plan.json
     python -m launch.plan --config configs/onediffusion.py:stage=1024 --program sample \\
         --topology v5e:1x1
+    python -m launch.plan --config configs/onediffusion.py:stage=512 --topology h100:8
     python -m launch.plan --config configs/onediffusion.py:stage=256 --topology v6e:8x8 --sweep
 
-Needs the TPU compiler (./launch/environment.sh tpu) and no TPU. `train` is the train step with its
-state: memory, collectives, and the roofline (`launch.roofline`). `sample` is OneDiffusionPipeline
-on one chip or, with mesh=tensor in the config's argument, several: text states, the whole loop of
-one picture, decoding. `--sweep` compiles the train step for several meshes, remat policies and
-numbers of rows, and prints a table; a compilation takes a minute or two.
+Needs the compiler (./launch/environment.sh tpu, or cuda) and no TPU, GPU or driver. `train` is the
+train step with its state: memory, collectives, and the roofline (`launch.roofline`). `sample` is
+OneDiffusionPipeline on one chip or, with mesh=tensor in the config's argument, several: text
+states, the whole loop of one picture, decoding. `--sweep` compiles the train step for several
+meshes, remat policies and numbers of rows, and prints a table; a compilation takes a minute or two.
 """
 
 import dataclasses
@@ -39,14 +40,15 @@ from tqdm import tqdm
 
 from configs.meshes import PRESETS, get_mesh
 from configs.plans import PLANS
-from launch import command, hlo
+from launch import command, gpus, hlo
 from launch.chips import CHIPS, GIB, parse_topology
-from launch.roofline import train_roofline
-from unidiff_jax.config import ConfigError, load_config
+from launch.efficiency import bytes_a_device, efficiency, efficiency_report
+from launch.roofline import attention_kernels, train_roofline
+from unidiff_jax.config import ConfigError, load_config, to_dict
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.mesh import make_mesh, parameter_shardings, replicated
 from unidiff_jax.models.layers import REMAT_POLICIES, Abstract, abstract
-from unidiff_jax.models.t5 import T5Encoder
+from unidiff_jax.models.text_encoder import make_text_encoder, text_config
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.sample import encoders, onediffusion
 from unidiff_jax.sample.denoiser import abstract_dit
@@ -88,11 +90,12 @@ class Topology:
 
 
 class Compiled(NamedTuple):
-    """A compiled program: bytes on each device, seconds of compiling, and its text."""
+    """A compiled program: bytes on each device and of its host, seconds of compiling, its text."""
 
     arguments: int
     temporaries: int
     output: int
+    host: int
     seconds: float
     text: str
 
@@ -103,8 +106,8 @@ class Compiled(NamedTuple):
 def define_flags() -> None:
     command.define_config_flags("configs/onediffusion.py:stage=1024")
     flags.DEFINE_enum("program", "train", ["train", "sample"], "What to compile.")
-    flags.DEFINE_string("topology", "v5e:1x1", "Chips, such as v5e:2x4, v5p:4x4x4, v6e:8x8.")
-    flags.DEFINE_integer("num_slices", 1, "Slices of this topology.", lower_bound=1)
+    flags.DEFINE_string("topology", "v5e:1x1", "Chips, such as v5e:2x4, v5p:4x4x4, h100:8.")
+    flags.DEFINE_integer("num_slices", 1, "Slices or nodes of this topology.", lower_bound=1)
     flags.DEFINE_integer("frames", 1, "Of `sample`: frames that are made.", lower_bound=1)
     flags.DEFINE_integer("size", None, "Of `sample`: pixels a side; none is the config's.")
     flags.DEFINE_string(
@@ -168,19 +171,23 @@ def load_topology(name: str, *, num_slices: int = 1) -> Topology:
     Raises:
       ConfigError: an unknown topology, or no compiler for it.
     """
-    _, sides = parse_topology(name)
+    kind, sides = parse_topology(name)
+    if CHIPS[kind].is_gpu:
+        return Topology(
+            name, num_slices, gpus.gpu_devices(kind, per_node=sides[0], nodes=num_slices)
+        )
     settings: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
     if int(np.prod(sides)) < 4:  # smaller than a host's usual share
         settings["chips_per_host_bounds"] = (*sides, *(1,) * (3 - len(sides)))
     try:
-        found = topologies.get_topology_desc(name, "tpu", **settings)
+        devices = topologies.get_topology_desc(name, "tpu", **settings).devices
     except RuntimeError as error:
         if "not installed" in str(error):
             raise ConfigError(
                 "the TPU compiler is missing; install it with ./launch/environment.sh tpu"
             ) from None
         raise ConfigError(f"topology {name!r} cannot be: {error}") from None
-    return Topology(name, num_slices, list(found.devices))
+    return Topology(name, num_slices, list(devices))
 
 
 def compile_for(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Compiled:
@@ -201,6 +208,7 @@ def compile_for(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Comp
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        host=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         seconds=time.monotonic() - started,
         text=done.as_text(),
     )
@@ -211,22 +219,28 @@ def compile_for(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Comp
 
 def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
     """Compiles the train step and reads from it what it needs and moves."""
+    chip = CHIPS[topology.kind]
     mesh = make_mesh(config.mesh.axes, devices=topology.devices)
     check_rows(config, mesh)
+    if chip.is_gpu:
+        config = config.copy_and_resolve_references()
+        config.train.compiler_options = gpus.OPTIONS | to_dict(config.train.compiler_options)
     program = make_program(config, mesh=mesh)
     batch = batch_shapes(config, sharding=program.rows)
-    step = compile_for(program.step, state_shapes(config, program), batch)
+    state = state_shapes(config, program)
+    step = compile_for(program.step, state, batch)
     parsed = hlo.parse(step.text)
     found = hlo.collectives(parsed)
-    chip = CHIPS[topology.kind]
     dit, text = model_configs(config)
     examples = config.data.row.segments - 1
+    kernels = attention_kernels(dit, is_gpu=chip.is_gpu)
     roof = train_roofline(
         dit,
         text,
         batch,
         trains_text=any(k.startswith("text_encoder") for k in flatten(program.shardings.params)),
         examples=examples,
+        attention=kernels,
         found=found,
         traffic=hlo.hbm_bytes(parsed),
         mesh=mesh,
@@ -247,6 +261,9 @@ def plan_train(config: ConfigDict, topology: Topology) -> Numbers:
         "rows": config.data.batch_rows,
         "tokens_per_chip": config.data.batch_rows * config.data.row.tokens // chips,
         "remat": dit.remat,
+        "attention": kernels,
+        "options": efficiency(config, state, parsed, host_bytes=step.host),
+        "devices_per_chip": chip.devices,
         "hbm_limit_bytes": limit,
         "peak_bytes": peak,
         "fits": peak <= limit,
@@ -298,9 +315,12 @@ def train_report(result: Numbers) -> str:
         "",
         f"mesh {result['mesh'] or 'of one chip'}, {result['rows']} rows, "
         f"{result['tokens_per_chip']} tokens a chip, remat {result['remat']}",
-        f"{'collective':<20} {'runs':>6} {'sent by a chip, MiB':>20}",
+        ", ".join(f"{name} by {kernel}" for name, kernel in result["attention"].items()),
+        efficiency_report(result["options"]),
+        "",
+        f"{'collective':<20} {'runs':>6} {f'sent by a {_unit(result)}, MiB':>24}",
         *(
-            f"{kind:<20} {row['count']:>6} {row['sent_bytes'] / 2**20:>20.1f}"
+            f"{kind:<20} {row['count']:>6} {row['sent_bytes'] / 2**20:>24.1f}"
             for kind, row in result["collectives"].items()
         ),
         "",
@@ -321,7 +341,7 @@ def memory_report(result: Numbers) -> str:
     """Table of the programs' memory."""
     lines = [
         f"{result['parameters'] / 1e9:.4f} B parameters in the denoiser, {result['chips']} chips",
-        f"{'program':<14} {'arguments':>10} {'temporary':>10}  GiB a chip",
+        f"{'program':<14} {'arguments':>10} {'temporary':>10}  GiB a {_unit(result)}",
     ]
     for name, p in result["programs"].items():
         sizes = f"{p['arguments'] / GIB:>10.2f} {p['temporaries'] / GIB:>10.2f}"
@@ -331,6 +351,10 @@ def memory_report(result: Numbers) -> str:
     lines.append(f"all weights and the largest temporaries: {peak:.2f} GiB of {limit:.2f} GiB")
     slices = f"{result['num_slices']} x " if result["num_slices"] > 1 else ""
     return "\n".join([*lines, f"{slices}{result['topology']}: {verdict}"])
+
+
+def _unit(result: Numbers) -> str:
+    return "chip" if result["devices_per_chip"] == 1 else "core"
 
 
 # -------------------------------------------------------------------------------------------- sweep
@@ -378,11 +402,11 @@ def usable_meshes(topology: Topology) -> Iterator[str]:
 def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: int) -> Numbers:
     """One result of OneDiffusionPipeline with guidance, in bfloat16."""
     mesh = make_mesh(config.mesh.axes, devices=topology.devices)
-    dit, text = model_configs(config)
+    dit, _ = model_configs(config)
     dit = dataclasses.replace(dit, dtype="bfloat16", remat="none")
-    text = dataclasses.replace(text, dtype="bfloat16", remat="none")
+    text = text_config({**config.text, "dtype": "bfloat16", "remat": "none"})
     networks = {
-        "text": abstract(lambda rngs: T5Encoder(text, rngs=rngs)),
+        "text": abstract(lambda rngs: make_text_encoder(text, rngs=rngs)),
         "denoise": abstract_dit(dit),
         "decode": abstract(lambda rngs: AutoencoderKL(RELEASED_VAE, rngs=rngs)),
     }
@@ -426,7 +450,7 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
             graphdef=networks["decode"].graphdef,
         ),
     }
-    weights = {name: _bytes_a_chip(tree) for name, tree in params.items()}
+    weights = {name: bytes_a_device(tree) for name, tree in params.items()}
     # weights of the other programs stay on the chip too; a program's own are in its arguments
     peak = max(
         p.arguments + p.temporaries + sum(weights.values()) - weights[name]
@@ -438,6 +462,7 @@ def plan_sampling(config: ConfigDict, topology: Topology, *, frames: int, size: 
         "topology": topology.name,
         "num_slices": topology.num_slices,
         "chips": len(topology.devices) // chip.devices,
+        "devices_per_chip": chip.devices,
         "program": "sample",
         "parameters": _count(networks["denoise"].shapes),
         "hbm_limit_bytes": limit,
@@ -453,13 +478,6 @@ def _parameters(network: Abstract, config: ConfigDict, mesh: Mesh, *, dtype: Any
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
         network.shapes,
         places,
-    )
-
-
-def _bytes_a_chip(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

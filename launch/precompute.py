@@ -65,9 +65,11 @@ def precompute(config: ConfigDict, *, num_shards: int, batch: int) -> None:
         tokenizer=config.init.tokenizer,
         dtype=config.text.dtype,
         round_to=config.init.frozen_dtype,
+        skip_layers=config.text.get("skip_layers", 0),
     )
     run = functools.partial(encode_text, text.params, graphdef=text.graphdef)
-    with tqdm(total=len(prompts), unit="prompt", desc="states") as bar:
+    others = jax.process_index() != 0
+    with tqdm(total=len(prompts), unit="prompt", desc="states", disable=others) as bar:
         write_states(
             prompts,
             encode=lambda ids, mask: jax.device_get(run(jnp.asarray(ids), jnp.asarray(mask))),
@@ -77,7 +79,8 @@ def precompute(config: ConfigDict, *, num_shards: int, batch: int) -> None:
             batch=batch,
             on_prompts=bar.update,
         )
-    print(f"{folder}: {len(prompts)} prompts")
+    if jax.process_index() == 0:
+        print(f"{folder}: {len(prompts)} prompts")
 
 
 if __name__ == "__main__":

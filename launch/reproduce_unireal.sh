@@ -49,4 +49,4 @@ for arm in $arms; do
     runs+=(--run "$arm=$run")
   done
 done
-"$python" -m launch.compare "${runs[@]}" --out "${COMPARED:-docs/unireal}"
+"$python" -m launch.compare "${runs[@]}" --picture edit_remove --out "${COMPARED:-docs/unireal}"

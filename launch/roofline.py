@@ -7,7 +7,9 @@ machine reaches it; half of it is a cautious guess.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,7 +17,7 @@ from launch.chips import Chip, bandwidth
 from launch.hlo import Collective
 from unidiff_jax.flops import Product, products
 from unidiff_jax.models.dit import DiTConfig
-from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.ops.splash import BLOCK, LANES, block_size
 from unidiff_jax.types import Batch
 
@@ -56,11 +58,12 @@ class Roofline:
 
 def train_roofline(
     dit: DiTConfig,
-    text: T5Config,
+    text: TextConfig,
     batch: Batch,
     *,
     trains_text: bool,
     examples: int,
+    attention: Mapping[str, str],
     found: list[Collective],
     traffic: int,
     mesh: Mesh,
@@ -75,6 +78,7 @@ def train_roofline(
       batch: shapes of the whole batch.
       trains_text: whether the text encoder is trained too.
       examples: equal examples in a row.
+      attention: see `attention_kernels`.
       found: collectives of the compiled program.
       traffic: bytes that a device moves to and from HBM.
       mesh: of the topology's devices.
@@ -84,9 +88,9 @@ def train_roofline(
     every = products(dit, text, batch, trains_text=trains_text, examples=examples)
     needed = sum(p.forward + p.backward for p in every)
     blocks = [p for p in every if not p.name.startswith(ONCE)]
-    attention = [p for p in blocks if _is_attention(p)]
-    again = sum(p.forward for p in {"full": blocks, "dots": attention, "none": []}[dit.remat])
-    kernel = _kernel_flops(dit, batch, attention, examples=examples)
+    scores = [p for p in blocks if _is_attention(p)]
+    again = sum(p.forward for p in {"full": blocks, "dots": scores, "none": []}[dit.remat])
+    kernel = _kernel_flops(dit, batch, scores, examples=examples, kernels=attention)
     rate = chip.flops / chip.devices
     ici, dcn = collective_seconds(found, mesh=mesh, chip=chip, sides=sides)
     times = {
@@ -113,16 +117,38 @@ def _is_attention(product: Product) -> bool:
     return product.name in ("attention", "attention.image", "attention.text")
 
 
-def _kernel_flops(dit: DiTConfig, batch: Batch, attention: list[Product], *, examples: int) -> int:
-    """What splash attention computes beside the products' own operations (`ops.splash`)."""
-    if dit.attention not in ("auto", "splash"):
-        return attention_of_others(attention, examples)
+def attention_kernels(dit: DiTConfig, *, is_gpu: bool) -> dict[str, str]:
+    """The kernel of `ops.attention` that computes each attention product, by its name."""
+    names = ("attention",) if dit.fusion == "joint" else ("attention.image", "attention.text")
+    if dit.attention != "auto":
+        return dict.fromkeys(names, dit.attention)
+    if not is_gpu:
+        return dict.fromkeys(names, "splash")
+    bound = () if not dit.softcap else ("attention", "attention.image")
+    wide = dit.dtype == "float32"
+    return {name: "xla" if wide or name in bound else "cudnn" for name in names}
+
+
+def _kernel_flops(
+    dit: DiTConfig,
+    batch: Batch,
+    attention: list[Product],
+    *,
+    examples: int,
+    kernels: Mapping[str, str],
+) -> int:
+    """What attention kernels compute beside the products' own operations."""
     tokens, text = batch.tokens.shape[1], batch.text_segment.shape[1]
     queries = {"attention": tokens + text, "attention.image": tokens, "attention.text": tokens}
     keys = queries | {"attention.text": text}
     head = -(-dit.head_dim // LANES) * LANES / dit.head_dim
     total = 0.0
     for p in attention:
+        if kernels[p.name] != "splash":
+            total += attention_of_others([p], examples)
+            if kernels[p.name] == "cudnn":  # the backward pass makes the scores again
+                total += examples * p.forward / 2
+            continue
         reach = max(BLOCK, queries[p.name] / examples) / queries[p.name]  # share of the examples
         read = min(math.ceil(keys[p.name] * reach / BLOCK) * BLOCK, _rounded(keys[p.name]))
         grown = head * max(1.0, read / (keys[p.name] / examples))
@@ -142,10 +168,14 @@ def _rounded(length: int) -> int:
     return -(-length // block) * block
 
 
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0) or 0
+
+
 def collective_seconds(
     found: list[Collective], *, mesh: Mesh, chip: Chip, sides: tuple[int, ...]
 ) -> tuple[float, float]:
-    """Seconds that a chip's collectives take: inside a slice, and between slices.
+    """Seconds that a chip's collectives take: inside a slice or node, and between them.
 
     A collective over several slices is counted as two: inside them, and between them a share that
     is smaller by the chips of a slice.
@@ -154,7 +184,7 @@ def collective_seconds(
     ici = dcn = 0.0
     for c in found:
         members = [devices[i] for i in c.group]
-        slices = [getattr(d, "slice_index", 0) or 0 for d in members]
+        slices = [d.process_index if chip.is_gpu else _slice_of(d) for d in members]
         places = [np.asarray(getattr(d, "coords", (d.id,))) for d in members]
         num_slices = len(set(slices))
         inside = [p for p, s in zip(places, slices, strict=True) if s == slices[0]]

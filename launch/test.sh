@@ -6,8 +6,8 @@ usage() {
   cat <<'TEXT'
 usage: ./launch/test.sh [PYTEST_ARGUMENT...]
 
-Makes the environment (launch/environment.sh dev curate), then runs ruff check, ruff format --check and
-pytest with two workers on everything that is not marked slow. Arguments are handed to pytest:
+Makes the environment (launch/environment.sh dev curate identity), then runs ruff check, ruff format
+--check and pytest with two workers on everything that is not marked slow. Arguments are handed to pytest:
 
   ./launch/test.sh                    the default suite
   ./launch/test.sh -k flow            the tests whose names hold "flow"
@@ -23,7 +23,7 @@ case "${1:-}" in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-./launch/environment.sh dev curate
+./launch/environment.sh dev curate identity
 bin="${VENV:-.venv}/bin"
 
 # Two workers with a thread pool of all cores each would fight for them. XLA's CPU client reads

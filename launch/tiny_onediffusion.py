@@ -23,7 +23,7 @@ from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE, t5_config
 from unidiff_jax.sample.onediffusion import FlowMatchSchedule, OneDiffusionPipeline
 from unidiff_jax.tasks import TASKS
-from unidiff_jax.text import FRAME_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import FRAME_NAMES, load_tokenizer, train_tokenizer
 from unidiff_jax.types import Params
 
 TRANSFORMER = {
@@ -96,7 +96,7 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
         words=words,
         extra_ids=len(FRAME_NAMES),
     )
-    tokenizer = Tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     keys = iter(jax.random.split(jax.random.key(seed), 3))
 
     def start(make) -> tuple[nnx.GraphDef, Params]:
@@ -110,7 +110,7 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
     OneDiffusionPipeline(
         denoiser=Denoiser(config, dit, params),
         vae=LoadedVAE(vae, *start(lambda rngs: AutoencoderKL(vae, rngs=rngs)), VAE),
-        text=LoadedText(tokenizer, text, *start(lambda rngs: T5Encoder(text, rngs=rngs)), T5),
+        text=LoadedText(tokenizer, text, *start(lambda rngs: T5Encoder(text, rngs=rngs)), (T5,)),
         schedule=SCHEDULE,
     ).save_pretrained(folder)
 

@@ -82,6 +82,28 @@ GENERATIONS = {
 }
 
 
+GPUS = ("h100", "h200")
+"""GPUs that `launch.plan` knows; `h100:8` is a node with eight."""
+
+
+def parse_topology(topology: str) -> tuple:
+    """`v5p:4x4x4` as its generation and sides, `h100:8` as the GPU and how many a node has.
+
+    Raises:
+      TopologyError: an unknown one.
+    """
+    name, _, shape = topology.partition(":")
+    sides = tuple(int(s) if s.isascii() and s.isdigit() else 0 for s in shape.split("x"))
+    known = name in GENERATIONS or (name in GPUS and len(sides) == 1)
+    if not known or not math.prod(sides):
+        raise TopologyError(
+            f"topology {topology!r} is unknown; a generation ({', '.join(GENERATIONS)}) and a "
+            f"shape, such as v5p:4x4x4, or a GPU ({', '.join(GPUS)}) and how many a node has, "
+            "h100:8"
+        )
+    return name, sides
+
+
 def find_slice(topology: str) -> Slice:
     """The facts of a slice.
 
@@ -95,22 +117,19 @@ def find_slice(topology: str) -> Slice:
       >>> find_slice("v5p:4x4x4").accelerator_type
       'v5p-128'
     """
-    name, _, shape = topology.partition(":")
-    if name not in GENERATIONS or not shape:
-        raise TopologyError(
-            f"topology {topology!r} is unknown; a generation ({', '.join(GENERATIONS)}) and a "
-            "shape, v5p:4x4x4"
-        )
-    generation = GENERATIONS[name]
-    if shape not in generation.shapes and not _is_cubes(shape, generation):
+    name, sides = parse_topology(topology)
+    if name not in GENERATIONS:
+        raise TopologyError(f"{name} has no slices; there are those of {', '.join(GENERATIONS)}")
+    generation, shape = GENERATIONS[name], topology.partition(":")[2]
+    if shape not in generation.shapes and not _is_cubes(shape, sides, generation):
         cubes = "" if generation.shapes is FLAT else ", and multiples of 4 in rising order, 4x4x8"
         raise TopologyError(
             f"{name} has no slice {shape!r} of at most {generation.max_chips} chips; there are "
             f"{', '.join(generation.shapes)}{cubes}"
         )
-    chips = math.prod(_sides(shape))
+    chips = math.prod(sides)
     host_chips = chips if chips <= generation.host_chips else 4
-    named = shape in generation.shapes or _sides(shape) == _most_compact(chips)
+    named = shape in generation.shapes or list(sides) == _most_compact(chips)
     accelerator_type = f"{generation.accelerator}-{chips * generation.cores_per_chip}"
     return Slice(
         shape=shape,
@@ -124,14 +143,13 @@ def find_slice(topology: str) -> Slice:
     )
 
 
-def _is_cubes(shape: str, generation: Generation) -> bool:
+def _is_cubes(shape: str, sides: tuple, generation: Generation) -> bool:
     """Whether a shape is made of whole cubes of 4 x 4 x 4 chips."""
-    sides = _sides(shape)
     return (
         generation.shapes is not FLAT
         and len(sides) == 3
-        and sides == sorted(sides)
-        and all(side and side % 4 == 0 for side in sides)
+        and list(sides) == sorted(sides)
+        and all(side % 4 == 0 for side in sides)
         and math.prod(sides) <= generation.max_chips
         and shape == "x".join(map(str, sides))
     )
@@ -149,10 +167,6 @@ def _most_compact(chips: int) -> list:
         if a * b * b <= chips and chips % (a * b * 4) == 0
     ]
     return min(shapes, key=lambda s: s[0] * s[1] + s[1] * s[2] + s[0] * s[2])
-
-
-def _sides(shape: str) -> list:
-    return [int(side) if side.isascii() and side.isdigit() else 0 for side in shape.split("x")]
 
 
 def main(argv: list) -> int:

@@ -13,14 +13,14 @@ from PIL import Image
 
 from configs.meshes import get_mesh
 from unidiff_jax.sample.multimodal import LoadedMultimodal
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import load_tokenizer
 
 TOKENIZER = pathlib.Path(__file__).parent / "golden" / "onediffusion" / "tinypipe" / "tokenizer"
 PROMPT = [Image.new("RGB", (9, 9), (200, 30, 60)), " in the snow"]
 
 
 def results(folder, mesh):
-    encoder = LoadedMultimodal.load(folder, tokenizer=Tokenizer(TOKENIZER), mesh=mesh)
+    encoder = LoadedMultimodal.load(folder, tokenizer=load_tokenizer(TOKENIZER), mesh=mesh)
     leaves = jax.tree.leaves(encoder.params)
     here = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
     states = np.asarray(encoder.encode([PROMPT, "a red cat"]).states)

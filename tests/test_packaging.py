@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "array_record": "array-record",
     "cv2": "opencv-python-headless",
+    "jax_cuda13_plugin": "jax",
     "jaxlib": "jax",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
@@ -74,7 +75,7 @@ def _requirements(*extras):
 
 
 def test_extras():
-    assert set(EXTRAS) == {"tpu", "cuda", "gcs", "torch", "eval", "curate", "dev"}
+    assert set(EXTRAS) == {"tpu", "cuda", "gcs", "torch", "eval", "identity", "curate", "dev"}
     for requirement in _requirements(*EXTRAS):
         assert requirement.specifier, f"{requirement} has no lower bound"
 
@@ -142,7 +143,8 @@ def test_environment_refuses_what_cannot_work(tmp_path):
         ([], f"environment.sh: PYTHON={old} is not a Python 3.11 or later\n"),
         (
             ["touch"],
-            "environment.sh: no extra 'touch'; there are: cuda curate dev eval gcs torch tpu\n",
+            "environment.sh: no extra 'touch'; there are: "
+            "cuda curate dev eval gcs identity torch tpu\n",
         ),
     ):
         done = subprocess.run([script, *args], env=env, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import Batch, Role
 
@@ -48,7 +49,7 @@ class Product(NamedTuple):
         return self.operands * self.forward
 
 
-def forward_flops(dit: DiTConfig, text: T5Config, batch: Batch, **settings: Any) -> int:
+def forward_flops(dit: DiTConfig, text: TextConfig, batch: Batch, **settings: Any) -> int:
     """Operations of one forward pass. Arguments as `products`.
 
     Example:
@@ -57,14 +58,14 @@ def forward_flops(dit: DiTConfig, text: T5Config, batch: Batch, **settings: Any)
     return sum(product.forward for product in products(dit, text, batch, **settings))
 
 
-def train_flops(dit: DiTConfig, text: T5Config, batch: Batch, **settings: Any) -> int:
+def train_flops(dit: DiTConfig, text: TextConfig, batch: Batch, **settings: Any) -> int:
     """Operations of one train step: forward and backward pass. Arguments as `products`."""
     every = products(dit, text, batch, **settings)
     return sum(product.forward + product.backward for product in every)
 
 
 def products(
-    dit: DiTConfig, text: T5Config, batch: Batch, *, trains_text: bool = True, examples: int = 1
+    dit: DiTConfig, text: TextConfig, batch: Batch, *, trains_text: bool = True, examples: int = 1
 ) -> list[Product]:
     """Every matrix product of the model.
 
@@ -83,13 +84,25 @@ def products(
     ]
 
 
-def _encoder(c: T5Config, batch: Batch, trained: bool) -> Iterable[Product]:
+def _encoder(config: TextConfig, batch: Batch, trained: bool) -> Iterable[Product]:
     b, s = batch.text_segment.shape
-    d, inner, layers = c.d_model, c.num_heads * c.d_kv, c.num_layers
     operands = 2 if trained else 0
-    yield Product("text.projections", 4 * b * s * d * inner, operands, layers)
-    yield Product("text.attention", 2 * b * s * s * inner, operands, layers)
-    yield Product("text.ffn", 3 * b * s * d * c.d_ff, operands, layers)
+    for d, inner, ffn, layers in _encoder_sizes(config):
+        yield Product("text.projections", 4 * b * s * d * inner, operands, layers)
+        yield Product("text.attention", 2 * b * s * s * inner, operands, layers)
+        yield Product("text.ffn", b * s * d * ffn, operands, layers)
+
+
+def _encoder_sizes(config: TextConfig) -> list[tuple[int, int, int, int]]:
+    """Of each tower: width, width of all heads, feed-forward width times matrices, layers."""
+    if isinstance(config, T5Config):
+        return [
+            (config.d_model, config.num_heads * config.d_kv, 3 * config.d_ff, config.num_layers)
+        ]
+    return [
+        (c.hidden_size, c.hidden_size, 2 * c.intermediate_size, c.num_hidden_layers - c.skip_layers)
+        for c in config.towers
+    ]
 
 
 def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> Iterable[Product]:

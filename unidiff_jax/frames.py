@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from unidiff_jax.config import ConfigError
 from unidiff_jax.tasks import Task
 from unidiff_jax.text import MAX_NAMES
 from unidiff_jax.types import AnyArray, Batch, Kind, Role
@@ -252,12 +253,12 @@ def made_alone(task: Task) -> Task:
     """The task with the frames that it makes and no others, for guidance on channels.
 
     Raises:
-      ValueError: it is given several pictures beside assets, or makes any number of frames.
+      ConfigError: it is given several pictures beside assets, or makes any number of frames.
     """
     frames = tuple(frame for frame in task.frames if frame.field in task.generate)
     given = [f for f in task.frames if f not in frames and f.role != Role.ASSET]
     if len(given) > 1 or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
-        raise ValueError(
+        raise ConfigError(
             f"task {task.name!r} cannot be guided on channels, which hold one picture; "
             "data.guidance='frames' can"
         )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unidiff_jax.config import Config, ConfigError
 
@@ -80,7 +80,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def logical_spec(
-    axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh
+    axes: Sequence[str | None], shape: Sequence[int], *, rules: Config, mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """Partition of one array: an axis takes its mesh axes that divide it and are still free.
 

@@ -1,15 +1,18 @@
 """Several processes of one job: who starts, who goes first, who reads which data.
 
-A job on a pod is the same program on every host. It differs from one process in three things that
-are here: the processes find each other (`join_job`), one of them alone writes what all share
-(`first_alone`), and each reads the rows that its devices hold (`data_share`).
+A job on a pod is the same program on every host. It differs from one process in things that are
+here: the processes find each other (`join_job`), one of them alone writes what all share
+(`first_alone`), each reads the rows that its devices hold (`data_share`), and work that is cut into
+pieces is dealt out (`own_pieces`).
 """
 
+import atexit
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,11 +20,19 @@ from jax.sharding import Mesh
 
 from unidiff_jax.config import ConfigError
 
+Piece = TypeVar("Piece")
+
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long counts as dead, and the others end."""
 
 START_SECONDS = 300
 """For all processes of a job to be there."""
+
+LAST_WORDS = (
+    "error: this process of a job ended before its time. If nothing above says why, it was killed, "
+    "or another process of the job died: the output of that one says why"
+)
+"""What a process of a job says last, unless it comes to its own end."""
 
 
 def join_job(which: str) -> None:
@@ -40,6 +51,7 @@ def join_job(which: str) -> None:
     """
     if not which:
         return
+    _leave_last_words()
     settings = {
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "initialization_timeout": START_SECONDS,
@@ -66,6 +78,23 @@ def join_job(which: str) -> None:
     )
 
 
+def _leave_last_words() -> None:
+    """Has a shell print `LAST_WORDS` when this process is gone, unless Python ends as it should.
+
+    JAX ends a process whose job has lost another one from C++, with a stack of many lines, and
+    its hook for that cannot be a Python function (jaxlib 0.10 fails to hand over the status).
+    """
+    shell = subprocess.Popen(
+        ["sh", "-c", 'read -r end || echo "$0" >&2', LAST_WORDS], stdin=subprocess.PIPE, text=True
+    )
+
+    def say_end() -> None:
+        jax.distributed.shutdown()  # waits for the others, and fails where one died
+        shell.communicate("end\n")
+
+    atexit.register(say_end)
+
+
 @contextlib.contextmanager
 def first_alone(what: str) -> Iterator[None]:
     """Process 0 does the body first; the others do it when it is done, and find what it wrote.
@@ -88,6 +117,14 @@ def meet(what: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def own_pieces(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """This process's part of work in pieces; every piece belongs to one process.
+
+    It is dealt out anew in each start: a piece that is finished has to say so itself.
+    """
+    return pieces[jax.process_index() :: jax.process_count()]
 
 
 class DataShare(NamedTuple):

@@ -49,7 +49,8 @@ class MiniWorldPictures:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        wanted = (*self._codecs, *self._task.prompt_fields)
+        frames = (frame.field for frame in self._task.frames)
+        wanted = (*frames, *self._task.prompt_fields, self._task.region)
         known = _VIEW_FIELDS if "cameras" in self._codecs else _FIELDS
         return tuple(field for field in wanted if field in known)
 

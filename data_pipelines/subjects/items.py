@@ -150,7 +150,7 @@ class SubjectScenes:
             count = 1 if alone else int(rng.integers(1, len(things) + 1))
             chosen = {one, *rng.permutation(len(things))[: count - 1].tolist()}
             item["shown"] = shown = [i for i in order if i in chosen]
-            item["assets"] = [self._asset(*things[i], rng) for i in shown]
+            item["assets"] = [self._asset(things[i][0], things[i][1], rng) for i in shown]
             item["references"] = objects.name_references(
                 [words[i] for i in shown], first=2 if has_canvas else 1
             )
@@ -191,8 +191,9 @@ class SubjectScenes:
     def _views(self, record: Subject, rng: np.random.Generator) -> Mapping[str, Any] | None:
         look = int(rng.integers(len(record.looks)))
         count = int(rng.integers(NUM_VIEWS[0], NUM_VIEWS[1] + 1))
-        scenes = [self._draw([(record, look)], rng) for _ in range(count)]
-        if any(scene is None for scene in scenes):
+        drawn = [self._draw([(record, look)], rng) for _ in range(count)]
+        scenes = [scene for scene in drawn if scene is not None]
+        if len(scenes) < count:
             return None
         captions = [
             f"[[img{i}]] {_caption([record.words], scene, rng)}" for i, scene in enumerate(scenes)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from data_pipelines import encoded, shards
@@ -148,6 +150,36 @@ def test_every_sample_is_encoded_once_in_one_split(tmp_path):
         np.testing.assert_allclose(source, int(number) / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(edited, 200 / 127.5 - 1, atol=1e-3)
         np.testing.assert_allclose(item["stds"][0], 0.25)
+
+
+def test_processes_share_the_shards(tmp_path, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, shards=5)
+    alone, together, sources = tmp_path / "alone", tmp_path / "together", [Edits() for _ in "123"]
+    expected = encode(alone, settings=settings)
+    files = {path.name: path.read_bytes() for path in alone.iterdir()}
+    turn = iter(range(3))
+
+    def meet_next(what):
+        """Where a process waits for the others at the end, the next one does its work."""
+        number = next(turn, None) if what.startswith("encoded") else None
+        if number is not None:
+            monkeypatch.setattr(jax, "process_index", lambda: number)
+            assert encode(together, sources[number], settings=settings) == expected
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", meet_next)
+    meet_next("encoded")
+    assert {path.name: path.read_bytes() for path in together.iterdir()} == files
+    read = [index for source in sources for index in source.read]
+    assert sorted(read) == list(range(20)) and all(len(source.read) < 20 for source in sources)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    (together / "train-00003-of-00005.json").unlink()  # as if it had been stopped there
+    again = Edits()
+    assert encode(together, again, settings=settings) == expected
+    assert sorted(again.read) == sorted(split_plan(20, settings)["train"][3])
+    assert {path.name: path.read_bytes() for path in together.iterdir()} == files
 
 
 def test_tags_of_samples_reach_the_items(tmp_path):

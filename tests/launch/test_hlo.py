@@ -156,6 +156,39 @@ def test_attributes_over_several_lines():
         hlo.parse(TEXT.replace("ROOT %out", "%out"))
 
 
+STARTED = """
+  %start = ((bf16[2,128]{1,0}, f32[4]{0}), (bf16[8,128]{1,0}, /*index=1*/f32[16]{0})) all-gather-start(%x, %y), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %done = (bf16[8,128]{1,0}, f32[16]{0}) all-gather-done(%start)
+  %started = f32[16]{0} all-reduce-start(%z), channel_id=2, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %end = f32[16]{0} all-reduce-done(%started)
+"""  # noqa: E501
+
+
+def test_collectives_that_are_started_and_awaited():
+    program = hlo.parse(f"ENTRY %main (x: f32[]) -> f32[16] {{{STARTED}}}\n")
+    gather, reduce = hlo.collectives(program)
+    assert gather.num_bytes == 8 * 128 * 2 + 16 * 4 and reduce.num_bytes == 16 * 4
+    assert gather.shape == "bf16[8,128] f32[16]"
+    # what is not in the text, here the operands, does not count
+    assert hlo.hbm_bytes(program) == gather.num_bytes + reduce.num_bytes
+
+
+PRODUCTS = """
+  %a = s8[8,16]{1,0} parameter(0)
+  %b = s8[16,8]{1,0} parameter(1)
+  %c = f32[16,8]{1,0} parameter(2)
+  %narrow = s32[8,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %mixed = f32[8,8]{1,0} dot(%a, %c), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %called = (f32[8,8]{1,0}, s8[64]{0}) custom-call(%c, %c), custom_call_target="__cublas$gemm"
+"""
+
+
+def test_products_and_those_of_8_bits():
+    program = hlo.parse(f"ENTRY %main (x: f32[]) -> f32[16] {{{PRODUCTS}}}\n")
+    assert hlo.products(program) == (3, 1)
+    assert hlo.products(hlo.parse(TEXT)) == (5, 0)  # one in a loop of five
+
+
 def test_a_loop_of_unknown_length_is_told():
     with pytest.raises(ValueError, match="unknown length"):
         hlo.runs(hlo.parse(TEXT.replace("direction=LT", "direction=NE")))
@@ -183,7 +216,21 @@ def test_links_of_a_slice():
     assert bandwidth(places, slices=[0] * 16, sides=(4, 4, 4), chip=v5p) == 4 * v5p.link
     assert bandwidth(places[:4], slices=[0] * 4, sides=(4, 4, 4), chip=v5p) == 2 * v5p.link
     assert bandwidth(places, slices=[0, 1] * 8, sides=(4, 4, 4), chip=v5p) == v5p.network
+    assert bandwidth(places[:1] * 8, slices=[0] * 8, sides=(8,), chip=CHIPS["h100"]) == 450e9
     assert parse_topology("v5p:4x4x8") == ("v5p", (4, 4, 8))
-    for name in ("v5p", "v9:2x2", "v5e:2xa"):
+    assert parse_topology("h100:8") == ("h100", (8,))
+    for name in ("v5p", "v9:2x2", "v5e:2xa", "h100", "h100:2x4", "h100:0"):
         with pytest.raises(ConfigError, match="is unknown; a generation"):
             parse_topology(name)
+
+
+def test_two_devices_share_a_chip():
+    chip = CHIPS["tpu7x"]
+    line = [np.asarray((x, 0, 0)) for x in range(4)]
+
+    def rate(places):
+        return bandwidth(places, slices=[0] * len(places), sides=(4, 4, 4), chip=chip)
+
+    assert rate(line[:1] * 2) == chip.inside
+    assert rate([place for place in line for _ in range(2)]) == 2 * chip.link  # one ring of eight
+    assert rate(line) == chip.link  # two rings of four, over the same links

@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 import pytest
+import tiny_clip
+from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines import build
 from data_pipelines.build import text_origin
 from data_pipelines.miniworld.generate import generate
 from data_pipelines.miniworld.manifest import Settings
@@ -15,6 +18,7 @@ from unidiff_jax import OneDiffusionPipeline
 from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.export.run import export_run
+from unidiff_jax.models.clip import CLIPTextConfig
 from unidiff_jax.sample.encoders import LoadedText
 from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.loop import train
@@ -82,7 +86,7 @@ def test_only_the_transformer_is_trained(finetuned):
     assert np.asarray(Image.open(workdir / "samples" / "step_00000006.png")).std() > 0
 
 
-def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_path):
+def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_path, monkeypatch):
     folder = tmp_path / "states"
     chosen = config("stage=finetune", f"data.text_states={folder}")
     with pytest.raises(ConfigError, match=r"write it with: python -m launch\.precompute"):
@@ -93,7 +97,10 @@ def test_states_of_prompts_take_the_place_of_the_encoder(config, finetuned, tmp_
     precompute(chosen, num_shards=3, batch=8)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
+    digest, read = build.weights_digest, []
+    monkeypatch.setattr(build, "weights_digest", lambda path: read.append(path) or digest(path))
     train(chosen, tmp_path / "run")
+    assert len(read) == 1  # gigabytes
     expected, found = (
         [row["train/loss"] for row in read_metrics(path / "metrics.jsonl") if "train/loss" in row]
         for path in (finetuned[0], tmp_path / "run")
@@ -122,6 +129,38 @@ def test_states_are_those_of_the_prompt(config, released, tmp_path):
         expected, _ = text.encode([prompt])
         found = states(ids).astype(np.float32)
         np.testing.assert_allclose(found, expected[0, : len(ids)], rtol=0.01, atol=0.01)
+
+
+def test_states_of_clip_towers_are_stored_too(config, tmp_path):
+    """Two towers whose widths add up to what the released transformer reads."""
+    chosen = config("stage=finetune", "train.num_steps=2", "train.eval_every=2").unlock()
+    size = tiny_clip.write_tokenizer(tmp_path / "bpe")
+    shared = {"vocab_size": size, "max_position_embeddings": chosen.max_text, "skip_layers": 1}
+    shared |= {"num_hidden_layers": 2, "intermediate_size": 16}
+    towers = ({"hidden_size": 40}, {"hidden_size": 24, "hidden_act": "gelu"})
+    folders = [
+        tiny_clip.write_tower(tmp_path / name, CLIPTextConfig(**shared, **tower))
+        for name, tower in zip("lg", towers, strict=True)
+    ]
+    chosen.text = ConfigDict({"kind": "clip", **shared, "dtype": "float32", "towers": towers})
+    chosen.init.text_encoder = ",".join(map(str, folders))
+    chosen.init.tokenizer = str(tmp_path / "bpe")
+    stored = chosen.copy_and_resolve_references()
+    stored.data.text_states = str(tmp_path / "states")
+    precompute(stored, num_shards=2, batch=8)
+    losses = []
+    for number, found in enumerate((chosen, stored)):
+        train(found, tmp_path / f"run {number}")
+        rows = read_metrics(tmp_path / f"run {number}" / "metrics.jsonl")
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    stored.text.skip_layers = 0
+    with pytest.raises(ConfigError, match="was written with"):
+        train(stored, tmp_path / "other")
+    with pytest.raises(ConfigError, match="trains the text encoder"):
+        stored.train.trainable = ".*tower1/.*norm.*"
+        text_origin(stored)
 
 
 def test_a_stopped_run_continues_bit_for_bit(config, finetuned, tmp_path, monkeypatch):
@@ -158,6 +197,23 @@ def test_a_fine_tuned_run_becomes_a_released_folder(config, released, finetuned,
     ]
     assert images[1].shape == (1, 64, 64, 3)
     assert np.abs(images[0] - images[1]).max() > 1e-4  # it learned something
+
+
+def test_clips_of_sdxl_take_the_place_of_t5():
+    config = load_config("configs/onediffusion.py:stage=multitask,clip=weights/sdxl")
+    trained, frozen = (jax.tree.leaves(part) for part in _split(config))
+    assert sum(leaf.size for leaf in trained) == 2_800_389_184  # both encoders are 2048 wide
+    # L, and G without its projection of 1280 x 1280
+    assert sum(leaf.size for leaf in frozen) == 123_060_480 + 694_659_840 - 1280**2
+    assert config.data.row.text == 4 * 77 and config.max_text == 77
+    for arg in ("start=released", "stage=finetune", "tiny"):
+        with pytest.raises(ConfigError, match="trains from scratch at full size"):
+            load_config(f"configs/onediffusion.py:clip=weights/sdxl,{arg}")
+
+
+def _split(config):
+    model = model_parts(config)
+    return model.split(model.shapes)
 
 
 def test_all_tasks_train_together_from_scratch(config, tmp_path):
@@ -211,8 +267,7 @@ def test_wrong_names(config):
 @pytest.mark.parametrize("stage", ["256", "512", "multitask", "1024", "subject", "finetune"])
 def test_the_stages_have_the_released_sizes(stage):
     config = load_config(f"configs/onediffusion.py:stage={stage}")
-    model = model_parts(config)
-    trained, frozen = model.split(model.shapes)
+    trained, frozen = _split(config)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 2_800_389_184
     assert set(frozen) == {"text_encoder"}
     assert {source.task for source in config.data.sources.values()} == set(config.data.tasks)

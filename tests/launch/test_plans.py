@@ -13,6 +13,7 @@ import pytest
 
 from configs.plans import PLANS
 from launch.chips import parse_topology
+from launch.topologies import GPUS
 from unidiff_jax.config import load_config
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.mesh import make_mesh
@@ -54,10 +55,12 @@ def test_every_parameter_lies_where_it_is_said_to(name):
 @pytest.mark.parametrize("name", sorted(PLANS))
 def test_the_plan_holds(name):
     """Minutes each."""
-    pytest.importorskip("libtpu", reason="the TPU compiler: ./launch/environment.sh tpu")
+    plan = PLANS[name]
+    is_gpu = parse_topology(plan.topology)[0] in GPUS
+    module, extra = ("jax_cuda13_plugin", "cuda") if is_gpu else ("libtpu", "tpu")
+    pytest.importorskip(module, reason=f"the compiler: ./launch/environment.sh {extra}")
     from launch.plan import load_topology, plan_train
 
-    plan = PLANS[name]
     config = load_config(plan.config, overrides=plan.settings)
     found = plan_train(config, load_topology(plan.topology, num_slices=plan.num_slices))
     assert found["fits"], found["peak_bytes"]

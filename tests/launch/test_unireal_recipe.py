@@ -11,8 +11,10 @@ from data_pipelines.miniworld.manifest import Settings
 from launch.encode import encode
 from unidiff_jax.config import ConfigError, load_config
 from unidiff_jax.export.mapping import flatten
+from unidiff_jax.export.run import export_run
+from unidiff_jax.export.unified import from_unified
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.text import FRAME_NAMES, MAX_NAMES, Tokenizer, train_tokenizer
+from unidiff_jax.text import FRAME_NAMES, MAX_NAMES, load_tokenizer, train_tokenizer
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.workdir import model_parts
@@ -73,6 +75,24 @@ def test_a_run_samples(run):
     assert edited.size == (64, 64)
 
 
+def test_a_run_is_exported_with_the_parts_that_it_used(run, released, tmp_path):
+    assert export_run(run[0], tmp_path / "out").name == "unified"
+    found = from_unified(tmp_path / "out" / "transformer")
+    expected, params = flatten(run[1].ema["dit"]), flatten(found.params)
+    assert params.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(params[path], np.asarray(value), err_msg=path)
+    flow = {"prediction": "v", "shift": 3.0, "min_sigma": 0.05, "timed_conditions": False}
+    assert found.values["fusion"] == "joint" and found.values["flow"] == flow
+    assert found.values["autoencoder"]["scaling_factor"] == 1.5305
+    for part in ("vae", "text_encoder", "tokenizer"):
+        for file in (released / part).iterdir():
+            copy = tmp_path / "out" / part / file.name
+            assert copy.read_bytes() == file.read_bytes(), file
+    with pytest.raises(FileNotFoundError, match=r"holds no vae; .* holds no text_encoder"):
+        export_run(run[0], tmp_path / "other", base=tmp_path / "out" / "transformer")
+
+
 def test_the_command_takes_the_parts_of_a_prompt(run, run_command, tmp_path):
     Image.fromarray(PICTURE).save(tmp_path / "asset.png")
     done = run_command(
@@ -113,7 +133,7 @@ def test_a_stage_starts_from_the_averages_of_the_one_before(config, run, tmp_pat
 
 def test_a_tokenizer_without_names_is_refused(config, tmp_path):
     train_tokenizer(["a red cube"] * 3, folder=tmp_path, vocab_size=40)
-    assert not Tokenizer(tmp_path).names_frames
+    assert not load_tokenizer(tmp_path).names_frames
     with pytest.raises(ConfigError, match="calls frames IMG1 and so on, but init"):
         check_data(config(f"init.tokenizer={tmp_path}"))
 

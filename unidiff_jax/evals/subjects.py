@@ -120,9 +120,7 @@ def personalize_protocol(source: SubjectScenes, *, num_items: int) -> Protocol:
         ),
         indices=tuple(indices),
         items=items,
-        others=[
-            item | {"own": item["candidates"][0], "candidates": _exchanged(item)} for item in items
-        ],
+        others=[item | _exchanged(item) for item in items],
         floors={
             "another thing": truth[order],
             "background": draw(items, "behind"),

@@ -208,22 +208,47 @@ def weights_digest(folder: AnyPath) -> str:
     return digest.hexdigest()
 
 
+MAX_FILE_BYTES = 5 * 10**9
+"""More than this is cut into several files, as Hugging Face does."""
+
+
 def write_model(
     folder: AnyPath,
     tensors: Mapping[str, np.ndarray],
     *,
     config: Mapping[str, Any],
     stem: str = WEIGHT_NAMES[0],
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Writes `config.json` and one safetensors file; the weights come last and whole.
+    """Writes `config.json` and safetensors, one file or several with their index; what
+    `open_tensors` looks for comes last and whole.
 
     Args:
       folder: is made.
       tensors: by official name.
       config: JSON-able.
       stem: file name without ending, one of `WEIGHT_NAMES`.
+      max_file_bytes: of the tensors of a file; a larger tensor has a file of its own.
     """
     folder = as_path(folder)
     write_json(folder / "config.json", config)
-    with written_whole(folder / f"{stem}.safetensors") as file:
-        save_file(dict(tensors), file, metadata={"format": "pt"})
+    files: list[dict[str, np.ndarray]] = [{}]
+    for name, tensor in tensors.items():
+        if files[-1] and _total_bytes(files[-1]) + tensor.nbytes > max_file_bytes:
+            files.append({})
+        files[-1][name] = tensor
+    total, weight_map = len(files), {}
+    for number, part in enumerate(files, start=1):
+        name = f"{stem}-{number:05}-of-{total:05}.safetensors"
+        if total == 1:
+            name = f"{stem}.safetensors"
+        with written_whole(folder / name) as file:
+            save_file(part, file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    if total > 1:
+        index = {"metadata": {"total_size": _total_bytes(tensors)}, "weight_map": weight_map}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _total_bytes(tensors: Mapping[str, np.ndarray]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from unidiff_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.multimodal import MultimodalConfig
 from unidiff_jax.models.qformer import QFormerConfig
@@ -97,11 +98,14 @@ class Table:
       entries: the lines.
       depth: number of stacked layers.
       ignored: beginnings of official names that have no parameter here, such as a decoder's.
+      prefix: beginning that a folder may leave out of all names, as transformers since version 5
+        does for one tower of a CLIP.
     """
 
     entries: tuple[Entry, ...]
     depth: int = 0
     ignored: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def _linear(path: str, official: str, *, bias: bool) -> list[Entry]:
@@ -173,6 +177,43 @@ T5_TABLE: tuple[Entry, ...] = (
 )
 
 
+def _clip_tower(official: str) -> tuple[Entry, ...]:
+    """The blocks, which both towers share."""
+    layer = f"{official}.encoder.layers.{{i}}"
+    return (
+        *_norm("blocks/attention_norm", f"{layer}.layer_norm1", bias=True),
+        *_linear("blocks/q", f"{layer}.self_attn.q_proj", bias=True),
+        *_linear("blocks/k", f"{layer}.self_attn.k_proj", bias=True),
+        *_linear("blocks/v", f"{layer}.self_attn.v_proj", bias=True),
+        *_linear("blocks/out", f"{layer}.self_attn.out_proj", bias=True),
+        *_norm("blocks/ffn_norm", f"{layer}.layer_norm2", bias=True),
+        *_linear("blocks/ffn_up", f"{layer}.mlp.fc1", bias=True),
+        *_linear("blocks/ffn_down", f"{layer}.mlp.fc2", bias=True),
+    )
+
+
+CLIP_TEXT_TABLE: tuple[Entry, ...] = (
+    Entry("token_embedding", "text_model.embeddings.token_embedding.weight", "vector"),
+    Entry("position_embedding", "text_model.embeddings.position_embedding.weight", "vector"),
+    *_clip_tower("text_model"),
+    *_norm("final_norm", "text_model.final_layer_norm", bias=True),
+)
+
+_CLIP_IMAGE = "vision_model.embeddings"
+
+CLIP_VISION_TABLE: tuple[Entry, ...] = (
+    Entry("patch_embedding", f"{_CLIP_IMAGE}.patch_embedding.weight", "conv"),
+    Entry("class_embedding", f"{_CLIP_IMAGE}.class_embedding", "vector"),
+    Entry("position_embedding", f"{_CLIP_IMAGE}.position_embedding.weight", "vector"),
+    *_norm("pre_norm", "vision_model.pre_layrnorm", bias=True),
+    *_clip_tower("vision_model"),
+    *_norm("post_norm", "vision_model.post_layernorm", bias=True),
+)
+
+_POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""Buffers in folders of old transformers."""
+
+
 _VIT = "encoder.layers.{i}"
 
 VIT_TABLE: tuple[Entry, ...] = (
@@ -224,6 +265,30 @@ def t5_table(config: T5Config) -> Table:
     return Table(T5_TABLE, depth=config.num_layers, ignored=ignored)
 
 
+def clip_text_table(config: CLIPTextConfig) -> Table:
+    """transformers' `CLIPTextModel`, or `CLIPTextModelWithProjection` where the tower has one; the
+    vision tower of a whole `CLIPModel` is left out.
+    """
+    ignored = ("vision_model.", "visual_projection.", "logit_scale", *_POSITION_IDS)
+    projection = _linear("projection", "text_projection", bias=False)
+    if not config.projection_dim:
+        projection, ignored = [], (*ignored, "text_projection.")
+    entries = (*CLIP_TEXT_TABLE, *projection)
+    return Table(entries, config.num_hidden_layers, ignored, prefix="text_model.")
+
+
+def clip_vision_table(config: CLIPVisionConfig) -> Table:
+    """transformers' `CLIPVisionModel`, or `CLIPVisionModelWithProjection` where the tower has one;
+    the text tower of a whole `CLIPModel` is left out.
+    """
+    ignored = ("text_model.", "text_projection.", "logit_scale", *_POSITION_IDS)
+    projection = _linear("projection", "visual_projection", bias=False)
+    if not config.projection_dim:
+        projection, ignored = [], (*ignored, "visual_projection.")
+    entries = (*CLIP_VISION_TABLE, *projection)
+    return Table(entries, config.num_hidden_layers, ignored, prefix="vision_model.")
+
+
 def vit_table(config: ViTConfig) -> Table:
     """transformers' `Blip2VisionModel`."""
     kept = (e for e in VIT_TABLE if config.qkv_bias or e.path != "blocks/qkv/bias")
@@ -269,6 +334,21 @@ def vae_table(shapes: Params) -> Table:
             for path, leaf in flatten(shapes).items()
         )
     )
+
+
+def unified_table(shapes: Params, *, depth: int) -> Table:
+    """Our own PyTorch layout (`torch_unified.UnifiedDiT`): our names, with a number a block."""
+
+    def entry(path: str, rank: int) -> Entry:
+        name = path.replace("/", ".")
+        if path.startswith("blocks/"):
+            name, rank = name.replace("blocks.", "blocks.{i}.", 1), rank - 1
+        is_table = path in ("role_embed/weight", "name_embed/weight")
+        return Entry(path, name, "matrix" if rank == 2 and not is_table else "vector")
+
+    flat = flatten(shapes)
+    entries = tuple(entry(path, len(leaf.shape)) for path, leaf in flat.items())
+    return Table(entries, depth=depth)
 
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -333,6 +413,8 @@ def from_official(
     Raises:
       MappingError: lists every tensor that is missing, left over or of another shape.
     """
+    if not any(name.startswith(table.prefix) for name in tensors):
+        tensors = {table.prefix + name: tensor for name, tensor in tensors.items()}
     left = {k: v for k, v in tensors.items() if not k.startswith(table.ignored or "\0")}
     wanted = flatten(shapes)
     faults, readers = [], {}

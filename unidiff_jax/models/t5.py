@@ -57,6 +57,16 @@ class T5Config:
     remat: str = "full"
     dtype: str = "float32"
 
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.d_model
+
+    @property
+    def max_length(self) -> None:
+        """Texts may have any length: positions are relative."""
+        return None
+
     def __post_init__(self):
         if self.dense_act_fn not in GELU_APPROXIMATE:
             known = " and ".join(map(repr, GELU_APPROXIMATE))

@@ -56,8 +56,13 @@ class NextDiTConfig:
         """Reads the file's values.
 
         Raises:
-          ConfigError: patches that are not square, or that span frames.
+          ConfigError: patches that are not square, or that span frames; or another layout.
         """
+        if "schema" in values:
+            raise ConfigError(
+                f"a folder of schema {values['schema']!r} is not in OneDiffusion's layout; its "
+                "modeling_unidiff.py loads it in PyTorch, and init.transformer starts a run from it"
+            )
         names = {field.name for field in dataclasses.fields(cls)}
         chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**{k: v for k, v in chosen.items() if k in names})

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import operator
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from unidiff_jax.export.files import (
     write_model,
 )
 from unidiff_jax.export.mapping import (
+    Table,
+    clip_text_table,
     from_official,
     modern_vae_names,
     t5_table,
@@ -30,15 +34,18 @@ from unidiff_jax.export.mapping import (
     vae_table,
 )
 from unidiff_jax.mesh import section_shardings
+from unidiff_jax.models.clip import CLIPTowersConfig, tower_names
 from unidiff_jax.models.layers import abstract
-from unidiff_jax.models.t5 import T5Config, T5Encoder
+from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
 from unidiff_jax.paths import AnyPath
-from unidiff_jax.text import END, PAD, Tokenizer
+from unidiff_jax.sample.clip import clip_text_config, tower_values
+from unidiff_jax.text import END, PAD, Tokenizer, load_tokenizer
 from unidiff_jax.types import Params
 
 MAX_TEXT = 300
-"""Tokens of a prompt; longer ones are cut."""
+"""Most tokens of a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +164,21 @@ def vae_decode(params, latents, *, graphdef):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedText:
-    """A T5 encoder, its weights and its tokenizer."""
+    """A text encoder, its weights and its tokenizer.
+
+    Attributes:
+      tokenizer: of the prompts.
+      config: T5's, or CLIP's text towers'.
+      graphdef: the encoder's structure.
+      params: its weights.
+      values: `config.json` of each folder.
+    """
 
     tokenizer: Tokenizer
-    config: T5Config
+    config: TextConfig
     graphdef: nnx.GraphDef
     params: Params
-    values: Mapping[str, Any]
+    values: tuple[Mapping[str, Any], ...]
 
     @classmethod
     def load(
@@ -174,50 +189,71 @@ class LoadedText:
         dtype: str = "float32",
         round_to: str | None = None,
         mesh: Config | None = None,
+        skip_layers: int = 0,
     ) -> "LoadedText":
-        """Reads a transformers T5 folder of version 1.1.
+        """Reads transformers' folder of a T5 of version 1.1, or of a CLIP.
 
         Args:
-          folder: config and weights.
-          tokenizer: folder with `spiece.model`.
+          folder: config and weights; several of CLIP's with commas between, whose states are then
+            side by side.
+          tokenizer: folder of the tokenizer, one for all towers.
           dtype: of weights and activations.
           round_to: type to which the weights are rounded before.
           mesh: see `denoiser.load_denoiser`.
+          skip_layers: of CLIP's towers.
 
         Raises:
-          ConfigError: another T5; and as `OneDiffusionPipeline.from_pretrained`.
+          ConfigError: another encoder; and as `OneDiffusionPipeline.from_pretrained`.
         """
-        values = read_config(folder)
-        config = t5_config(values, dtype=dtype)
-        graphdef, shapes, axes = abstract(lambda rngs: T5Encoder(config, rngs=rngs))
-        params = from_official(
-            open_tensors(folder),
-            shapes,
-            table=t5_table(config),
-            dtype=jnp.dtype(round_to or dtype),
-            shardings=section_shardings(mesh, shapes, axes),
-        )
+        config = released_text_config(folder, dtype=dtype, skip_layers=skip_layers)
+        graphdef, shapes, axes = abstract(lambda rngs: make_text_encoder(config, rngs=rngs))
+        shardings = section_shardings(mesh, shapes, axes)
+        params: Params = {}
+        for part in text_parts(folder, config):
+            params |= part.place(
+                from_official(
+                    open_tensors(part.folder),
+                    part.find(shapes),
+                    table=part.table,
+                    dtype=jnp.dtype(round_to or dtype),
+                    shardings=shardings and part.find(shardings),
+                )
+            )
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
-        return cls(Tokenizer(tokenizer), config, graphdef, params, values)
+        values = tuple(map(read_config, text_folders(folder)))
+        return cls(load_tokenizer(tokenizer), config, graphdef, params, values)
 
     def save_pretrained(self, folder: AnyPath, *, tokenizer: AnyPath) -> None:
-        """Writes a transformers folder and the tokenizer's beside it."""
+        """Writes transformers folders, as many as were read, and the tokenizer's beside them.
+
+        A CLIP is written as its text tower alone, without a projection.
+        """
         params = jax.tree.map(np.asarray, self.params)
-        tensors = to_official(params, table=t5_table(self.config))
-        write_model(folder, tensors, config=self.values, stem=WEIGHT_NAMES[1])
+        parts = text_parts(folder, self.config)
+        for part, values in zip(parts, self.values, strict=True):
+            if isinstance(self.config, CLIPTowersConfig):
+                values = tower_values(values, "text") | {"architectures": ["CLIPTextModel"]}
+            tensors = to_official(part.find(params), table=part.table)
+            write_model(part.folder, tensors, config=values, stem=WEIGHT_NAMES[1])
         self.tokenizer.save(tokenizer)
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt; longer ones are cut."""
+        return min(MAX_TEXT, self.config.max_length or MAX_TEXT)
+
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Array, "b L E"], Int[Array, "b L"]]:
-        """States, float32, and mask of prompts, padded to `MAX_TEXT` tokens."""
-        ids = np.full((len(prompts), MAX_TEXT), PAD, np.int32)
-        for row, prompt in zip(ids, prompts, strict=True):
+        """States, float32, and mask of prompts, padded to `max_length` tokens."""
+        length = self.max_length
+        ids, mask = np.zeros((2, len(prompts), length), np.int32)
+        for row, prompt in enumerate(prompts):
             tokens = self.tokenizer.encode(prompt)
-            if len(tokens) > MAX_TEXT:
-                kept = self.tokenizer.decode(tokens[: MAX_TEXT - 1])
-                logging.warning("a prompt is cut to %d tokens, it ends %r", MAX_TEXT, kept[-40:])
-                tokens = [*tokens[: MAX_TEXT - 1], END]
-            row[: len(tokens)] = tokens
-        mask = jnp.asarray(ids != PAD, jnp.int32)
+            if len(tokens) > length:
+                kept = self.tokenizer.decode(tokens[: length - 1])
+                logging.warning("a prompt is cut to %d tokens, it ends %r", length, kept[-40:])
+                tokens = [*tokens[: length - 1], self.tokenizer.end_id]
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        mask = jnp.asarray(mask)
         return encode_text(self.params, jnp.asarray(ids), mask, graphdef=self.graphdef), mask
 
 
@@ -225,6 +261,77 @@ class LoadedText:
 def encode_text(params, ids, mask, *, graphdef):
     """The program of `LoadedText.encode`."""
     return nnx.merge(graphdef, params)(ids, segment=mask).astype(jnp.float32)
+
+
+def text_folders(folders: AnyPath) -> list[str]:
+    """The folders of a text encoder: one, or several with commas between."""
+    return [folder.strip() for folder in os.fspath(folders).split(",")]
+
+
+class Part(NamedTuple):
+    """The parameters that come from one folder.
+
+    Attributes:
+      keys: where they are in the tree of parameters.
+      folder: config and weights.
+      table: of the part.
+    """
+
+    keys: tuple[str, ...]
+    folder: AnyPath
+    table: Table
+
+    def find(self, tree: Params) -> Params:
+        """This part of a tree."""
+        return functools.reduce(operator.getitem, self.keys, tree)
+
+    def place(self, params: Params) -> Params:
+        """A tree with nothing but this part."""
+        for key in reversed(self.keys):
+            params = {key: params} if params else {}
+        return params
+
+
+def text_parts(folders: AnyPath, config: TextConfig) -> list[Part]:
+    """A text encoder's parts.
+
+    Raises:
+      ConfigError: folders that are not as many as the encoder's towers.
+    """
+    names = text_folders(folders)
+    towers = config.towers if isinstance(config, CLIPTowersConfig) else (config,)
+    if len(names) != len(towers):
+        raise ConfigError(
+            f"the text encoder has {len(towers)} towers, {folders!r} names {len(names)} folders; "
+            "write one a tower, with commas between"
+        )
+    if isinstance(config, T5Config):
+        return [Part((), names[0], t5_table(config))]
+    return [
+        Part((key,), folder, clip_text_table(tower))
+        for key, folder, tower in zip(tower_names(config), names, config.towers, strict=True)
+    ]
+
+
+def released_text_config(folders: AnyPath, *, dtype: str, skip_layers: int = 0) -> TextConfig:
+    """Reads transformers' `config.json` of a T5, or of one or more CLIPs, without projections.
+
+    Args:
+      folders: see `text_folders`.
+      dtype: of activations.
+      skip_layers: of CLIP's towers.
+
+    Raises:
+      ConfigError: another encoder; FolderError: no folder of one.
+    """
+    values = [read_config(folder) for folder in text_folders(folders)]
+    if len(values) == 1 and not str(values[0].get("model_type")).startswith("clip"):
+        return t5_config(values[0], dtype=dtype)
+    found = [
+        clip_text_config(tower_values(v, "text"), dtype=dtype, skip_layers=skip_layers)
+        for v in values
+    ]
+    return CLIPTowersConfig(tuple(dataclasses.replace(c, projection_dim=0) for c in found))
 
 
 def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
@@ -241,3 +348,19 @@ def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
     names = {field.name for field in dataclasses.fields(T5Config)} - {"dtype", "scan_layers"}
     chosen = {k: v for k, v in values.items() if k in names and v is not None}
     return T5Config(**chosen, dtype=dtype, remat="none")
+
+
+def t5_values(config: T5Config) -> dict[str, Any]:
+    """Inverse of `t5_config`: what transformers' `T5EncoderModel` reads."""
+    sizes = dataclasses.asdict(config)
+    for name in ("scan_layers", "remat", "dtype"):
+        del sizes[name]
+    return sizes | {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": PAD,
+        "eos_token_id": END,
+    }

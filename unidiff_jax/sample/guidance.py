@@ -9,18 +9,27 @@ Where the image scale is 1 the first pass cancels. All passes go through the net
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from unidiff_jax.text import END
 from unidiff_jax.types import Batch
 
 
-def drop_text(batch: Batch) -> Batch:
-    """The same rows with every prompt empty: one end-of-text token an example."""
-    segments = jnp.arange(1, batch.task.shape[1])
-    used = batch.task[:, 1:] > 0
+def drop_text(batch: Batch, empty: Sequence[int]) -> Batch:
+    """The same rows with every prompt empty.
+
+    Args:
+      batch: rows.
+      empty: ids of the empty prompt, `tokenizer.encode("")`.
+
+    Raises:
+      ValueError: the rows carry states instead of ids, or hold too few text tokens.
+    """
+    count = batch.task.shape[1] - 1
+    segments = jnp.repeat(jnp.arange(1, count + 1), len(empty))
+    used = jnp.repeat(batch.task[:, 1:] > 0, len(empty), axis=1)
     missing = batch.text_segment.shape[1] - len(segments)
     if batch.text_ids is None:
         raise ValueError(
@@ -28,16 +37,16 @@ def drop_text(batch: Batch) -> Batch:
         )
     if missing < 0:
         width = batch.text_segment.shape[1]
-        raise ValueError(f"rows hold {len(segments)} examples and only {width} text tokens")
+        raise ValueError(f"rows hold {count} examples and only {width} text tokens")
 
-    def pad(values):
+    def pad(values: jax.Array) -> jax.Array:
         return jnp.pad(jnp.where(used, values, 0), ((0, 0), (0, missing))).astype(jnp.int32)
 
     return dataclasses.replace(
         batch,
-        text_ids=pad(jnp.full(used.shape, END)),
+        text_ids=pad(jnp.tile(jnp.asarray(empty), count)[None]),
         text_segment=pad(segments[None]),
-        text_position=jnp.zeros_like(batch.text_position),
+        text_position=pad(jnp.tile(jnp.arange(len(empty)), count)[None]),
         text_name=None if batch.text_name is None else jnp.zeros_like(batch.text_name),
         text_asset=None if batch.text_asset is None else jnp.zeros_like(batch.text_asset),
     )
@@ -71,11 +80,11 @@ class Guidance:
             return 3
         return 1 if self.text == 1.0 else 2
 
-    def stack(self, batch: Batch) -> Batch:
-        """The rows of all passes, one pass below the other."""
+    def stack(self, batch: Batch, empty: Sequence[int]) -> Batch:
+        """The rows of all passes, one pass below the other; `empty` as in `drop_text`."""
         rows = [batch]
         if self.passes > 1:
-            rows.append(drop_text(batch))
+            rows.append(drop_text(batch, empty))
         if self.passes > 2:
             rows.append(drop_visual(rows[1]))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)

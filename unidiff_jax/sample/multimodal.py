@@ -1,6 +1,6 @@
 """The multimodal encoder of a released BLIP-2 with a T5, ready to run.
 
-encoder = LoadedMultimodal.load("blip2-flan-t5-xl", tokenizer=Tokenizer("blip2-flan-t5-xl"))
+encoder = LoadedMultimodal.load("blip2-flan-t5-xl", tokenizer=load_tokenizer("blip2-flan-t5-xl"))
 states, mask, picture = encoder.encode(["<img>fox.png</img> in the snow"])
 """
 

@@ -26,7 +26,7 @@ from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.images import InputError, load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
 from unidiff_jax.tasks import Task, get_task
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import Tokenizer, load_tokenizer
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.state import ModelParts, initial_params, join
@@ -43,6 +43,7 @@ def sample_tokens(
     *,
     graphdef: nnx.GraphDef,
     flow_config: flow.FlowConfig,
+    empty_text: tuple[int, ...],
     num_steps: int,
     solver: str = "euler",
     guidance: Guidance = NONE,
@@ -57,6 +58,7 @@ def sample_tokens(
         rows around it.
       graphdef: the model.
       flow_config: what its output means.
+      empty_text: ids of the empty prompt, which guidance leads away from.
       num_steps: solver steps.
       solver: see `solvers.SOLVERS`.
       guidance: scales of text and pictures.
@@ -68,7 +70,7 @@ def sample_tokens(
     model = nnx.merge(graphdef, params)
     batch = flow.draw_latents(key, batch)
     given = (take_rows(batch.given, batch.frame) == 1)[..., None]
-    rows = guidance.stack(batch)
+    rows = guidance.stack(batch, empty_text)
     text = model.encode_text(rows)
 
     def velocity(tokens, sigma):
@@ -105,6 +107,7 @@ class Pipeline:
                     sample_tokens,
                     graphdef=model.graphdef,
                     flow_config=flow.FlowConfig(**config.flow),
+                    empty_text=tuple(tokenizer.encode("")),
                     shift=config.data.shift,
                 ),
                 mesh,
@@ -146,7 +149,7 @@ class Pipeline:
             params,
             initial_params(model, seed=config.seed, shardings=frozen, released=released),
         )
-        tokenizer = Tokenizer(workdir / "tokenizer")
+        tokenizer = load_tokenizer(workdir / "tokenizer")
         return cls(config, model=model, params=params, tokenizer=tokenizer, mesh=mesh)
 
     def __call__(

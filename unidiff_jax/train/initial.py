@@ -8,12 +8,22 @@ from ml_collections import ConfigDict
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.files import open_tensors, read_config
-from unidiff_jax.export.mapping import dit_table, flatten, from_official, t5_table
+from unidiff_jax.export.mapping import (
+    Table,
+    dit_table,
+    flatten,
+    from_official,
+    nest,
+    unified_table,
+)
+from unidiff_jax.export.unified import is_unified, unified_dit
+from unidiff_jax.models.clip import CLIPTextConfig, CLIPTowersConfig
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.models.vae import VAEConfig
 from unidiff_jax.sample.denoiser import NextDiTConfig
-from unidiff_jax.sample.encoders import t5_config
+from unidiff_jax.sample.encoders import Part, released_text_config, text_parts
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.state import ModelParts, join
 from unidiff_jax.train.workdir import load_workdir_config, model_configs
@@ -38,11 +48,19 @@ def check_released(config: ConfigDict) -> None:
     if config.init.get("run"):
         faults += _run_differences(config)
     if config.init.transformer:
-        found = NextDiTConfig.from_json(read_config(config.init.transformer))
-        faults += _differences(found.dit(softcap=dit.softcap, dtype=dit.dtype), dit, "model")
+        values = read_config(config.init.transformer)
+        if is_unified(values):
+            found = unified_dit(values)
+        else:
+            found = NextDiTConfig.from_json(values).dit(softcap=dit.softcap, dtype=dit.dtype)
+        faults += _differences(found, dit, "model")
     if config.init.text_encoder:
-        found = t5_config(read_config(config.init.text_encoder), dtype=text.dtype)
-        faults += _differences(found, text, "text")
+        found = released_text_config(
+            config.init.text_encoder,
+            dtype=config.text.get("dtype", "float32"),
+            skip_layers=config.text.get("skip_layers", 0),
+        )
+        faults += _text_differences(found, text)
     if "folder" in config.autoencoder:
         vae = VAEConfig.from_json(read_config(config.autoencoder.folder))
         faults += [
@@ -63,8 +81,9 @@ def load_released(
 
     Args:
       config: of the run; `init.transformer` and `init.text_encoder` are folders in the released
-        layout, or empty; `init.run`, where there is one, is the workdir whose averages the trained
-        parameters start from.
+        layout (the first also in ours, `export.unified`), or empty (a CLIP's towers are several,
+        with commas between); `init.run`, where there is one, is the workdir whose averages the
+        trained parameters start from.
       model: its structure.
       shardings: where each parameter goes, nested.
       trained: whether to read trained parameters; a run that continues has them in its checkpoint.
@@ -73,10 +92,13 @@ def load_released(
       FolderError, MappingError: a folder that cannot be read, or does not fit; with every fault.
     """
     dit, text = model_configs(config)
-    parts = {
-        "dit": (config.init.transformer, dit_table(dit)),
-        "text_encoder": (config.init.text_encoder, t5_table(text)),
-    }
+    parts = []
+    if config.init.transformer:
+        table = _dit_table(config, dit, model.shapes["dit"])
+        parts.append(Part(("dit",), config.init.transformer, table))
+    if config.init.text_encoder:
+        found = text_parts(config.init.text_encoder, text)
+        parts += [part._replace(keys=("text_encoder", *part.keys)) for part in found]
     frozen = flatten(model.split(model.shapes)[1])
     run = config.init.get("run")
     result: Params = {}
@@ -84,28 +106,35 @@ def load_released(
         result = load_average(
             run, model.split(model.shapes)[0], shardings=model.split(shardings)[0]
         )
-    for part, (folder, table) in parts.items():
-        if not folder:
-            continue
-        tensors = open_tensors(folder)
+    for part in parts:
+        tensors, above = open_tensors(part.folder), "/".join(part.keys)
         for is_frozen in (False, True) if trained and not run else (True,):
             read = from_official(
                 tensors,
-                model.shapes[part],
-                table=table,
+                part.find(model.shapes),
+                table=part.table,
                 dtype=jnp.dtype(config.init.frozen_dtype) if is_frozen else np.float32,
-                shardings=shardings[part],
-                keep=lambda path, part=part, f=is_frozen: (f"{part}/{path}" in frozen) == f,
+                shardings=part.find(shardings),
+                keep=lambda path, above=above, f=is_frozen: (f"{above}/{path}" in frozen) == f,
             )
-            result = join(result, {part: read} if read else {})
+            result = join(result, part.place(read))
     return result
+
+
+def _dit_table(config: ConfigDict, dit: DiTConfig, shapes: Params) -> Table:
+    """The names of `init.transformer`, which knows no adapters."""
+    folder = config.init.transformer
+    if not folder or not is_unified(read_config(folder)):
+        return dit_table(dit)
+    plain = {k: v for k, v in flatten(shapes).items() if not k.endswith(("/lora_a", "/lora_b"))}
+    return unified_table(nest(plain), depth=dit.depth)
 
 
 def _run_differences(config: ConfigDict) -> list[str]:
     """What tells the trained parameters of `init.run` from the config's."""
     other = load_workdir_config(config.init.run)
     (dit, text), (wanted_dit, wanted_text) = model_configs(other), model_configs(config)
-    faults = _differences(dit, wanted_dit, "model") + _differences(text, wanted_text, "text")
+    faults = _differences(dit, wanted_dit, "model") + _text_differences(text, wanted_text)
     if other.train.trainable != config.train.trainable:
         faults.append(
             f"train.trainable is {config.train.trainable!r}, the run's {other.train.trainable!r}"
@@ -115,8 +144,25 @@ def _run_differences(config: ConfigDict) -> list[str]:
     return faults
 
 
+def _text_differences(found: TextConfig, wanted: TextConfig) -> list[str]:
+    pairs = [c.towers if isinstance(c, CLIPTowersConfig) else (c,) for c in (found, wanted)]
+    kinds = [" and ".join(type(c).__name__.removesuffix("Config") for c in pair) for pair in pairs]
+    if kinds[0] != kinds[1]:
+        return [f"text is {kinds[1]}, the folder's {kinds[0]}"]
+    sections = (
+        ["text"] if len(pairs[0]) == 1 else [f"text.towers[{i}]" for i in range(len(pairs[0]))]
+    )
+    return [
+        fault
+        for first, second, section in zip(*pairs, sections, strict=True)
+        for fault in _differences(first, second, section)
+    ]
+
+
 def _differences(
-    found: DiTConfig | T5Config, wanted: DiTConfig | T5Config, section: str
+    found: DiTConfig | T5Config | CLIPTextConfig,
+    wanted: DiTConfig | T5Config | CLIPTextConfig,
+    section: str,
 ) -> list[str]:
     return [
         f"{section}.{field.name} is {getattr(wanted, field.name)!r}, "

@@ -23,6 +23,7 @@ from unidiff_jax.train.goodput import Goodput, summarize_goodput
 from unidiff_jax.train.initial import check_released, load_released
 from unidiff_jax.train.metrics import MetricWriter, summarize
 from unidiff_jax.train.optim import OptimConfig, make_schedule
+from unidiff_jax.train.profile import Profile
 from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import (
     TrainState,
@@ -70,9 +71,12 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     # before the workdir is claimed, so that a run that cannot start leaves it free
     program = make_program(config)
     mesh, model = program.mesh, program.model
-    check_data(config)
+    states = check_data(config)
     check_released(config)
     check_rows(config, mesh)
+    profile = Profile(
+        workdir, start=config.train.profile_start, num_steps=config.train.profile_steps
+    )
 
     # ------------------------------------------------------------------------------------ workdir
     with first_alone("workdir"):
@@ -81,7 +85,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
     # -------------------------------------------------------------------------------------- input
     with first_alone("tokenizer"):
         tokenizer = make_tokenizer(config, workdir / "tokenizer")
-    loader = make_loader(config, tokenizer, share=data_share(mesh))
+    loader = make_loader(config, tokenizer, share=data_share(mesh), states=states)
     heldout = [
         whole_to_devices(batch, mesh=mesh)
         for batch in heldout_batches(config, tokenizer, num_items=config.train.eval_items)
@@ -135,9 +139,14 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         while step < num_steps:
             with account.part("data"):
                 batch = to_devices(next(loader), mesh=mesh)
-            with account.part("compile") if step == first_step else contextlib.nullcontext():
+            profile.before(step, state)
+            with (
+                account.part("compile") if step == first_step else contextlib.nullcontext(),
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+            ):
                 state, metrics = program.step(state, batch)
             step += 1
+            profile.after(step, state)
             bar.update()
             table = metrics.pop("table")
             total = table if total is None else jax.tree.map(jnp.add, total, table)
@@ -186,6 +195,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> TrainState:
         # also on an error or Ctrl-C: a save that has begun is finished
         bar.close()
         try:
+            profile.close(step, state)
             with account.part("save"):
                 checkpoints.close()
         finally:

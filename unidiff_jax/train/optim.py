@@ -160,7 +160,7 @@ def _inner(names: tuple[str, ...]) -> list[str]:
 
 def _muon_dimensions(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Axes of a matrix between hidden states; None for vectors, tables and the ends of the net."""
-    if len(_inner(names)) != 2 or {"vocab", "buckets", "patch"} & set(names):
+    if len(_inner(names)) != 2 or {"vocab", "positions", "buckets", "patch"} & set(names):
         return None
     return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 

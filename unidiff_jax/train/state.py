@@ -18,7 +18,7 @@ from unidiff_jax.mesh import parameter_shardings, replicated
 from unidiff_jax.models.dit import DiT, DiTConfig
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
-from unidiff_jax.models.t5 import T5Config, T5Encoder
+from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
 from unidiff_jax.types import Batch, Noised, Params
 
 
@@ -48,8 +48,8 @@ class TrainState:
 class UnifiedModel(nnx.Module):
     """Text encoder and denoiser."""
 
-    def __init__(self, dit: DiTConfig, text: T5Config, *, rngs: nnx.Rngs):
-        self.text_encoder = T5Encoder(text, rngs=rngs)
+    def __init__(self, dit: DiTConfig, text: TextConfig, *, rngs: nnx.Rngs):
+        self.text_encoder = make_text_encoder(text, rngs=rngs)
         self.dit = DiT(dit, rngs=rngs)
 
     def encode_text(self, batch: Batch) -> jax.Array:
@@ -88,7 +88,7 @@ class ModelParts(NamedTuple):
 
 def abstract_model(
     dit: DiTConfig,
-    text: T5Config,
+    text: TextConfig,
     adapters: LoRAConfig | None = None,
     trainable: str = ".*",
 ) -> ModelParts:

@@ -1,4 +1,4 @@
-"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, report/."""
+"""A workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, samples/, profile/, report/."""
 
 import json
 
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from unidiff_jax.config import ConfigError, differences, to_json
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig
-from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.text_encoder import TextConfig, text_config
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
@@ -17,18 +17,28 @@ def latent_channels(config: ConfigDict) -> int:
     return config.autoencoder.get("latent_channels") or 3 * config.autoencoder.downscale**2
 
 
-def model_configs(config: ConfigDict) -> tuple[DiTConfig, T5Config]:
-    """The model's settings; the widths of what the denoiser reads follow from the rest."""
+def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
+    """The model's settings; the widths of what the denoiser reads follow from the rest.
+
+    Raises:
+      ConfigError: settings that cannot be, or prompts that are longer than the text encoder reads.
+    """
+    text = text_config(config.text)
+    if text.max_length is not None and config.max_text > text.max_length:
+        raise ConfigError(
+            f"max_text={config.max_text}, but the text encoder reads {text.max_length} tokens; for "
+            f"example --set max_text={text.max_length}"
+        )
     patch_dim = config.patch**2 * latent_channels(config)
     on_channels = config.data.get("guidance") == "channels"
     dit = DiTConfig(
         patch_dim=patch_dim,
         guidance_dim=patch_dim + config.patch**2 if on_channels else 0,
         asset_dim=config.data.identity.dim if on_channels and config.data.get("identity") else 0,
-        text_dim=config.text.d_model,
+        text_dim=text.width,
         **config.model,
     )
-    return dit, T5Config(**config.text)
+    return dit, text
 
 
 def model_parts(config: ConfigDict) -> ModelParts:
@@ -46,6 +56,8 @@ FREE_KEYS = (
     "train.sample_every",
     "train.save_every",
     "train.keep",
+    "train.profile_start",
+    "train.profile_steps",
     "train.compiler_options",
     "data.prefetch",
     "data.read_threads",

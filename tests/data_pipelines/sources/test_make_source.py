@@ -65,7 +65,9 @@ def test_every_format(data, settings):
 def test_formats_that_build_samples_for_a_task(data, format, task):
     settings, task = {"format": format, "path": str(data / format)}, get_task(task)
     source = make_source(settings, task=task)
-    assert source.fields == (*(frame.field for frame in task.frames), *task.prompt_fields)
+    region = (task.region,) if task.region else ()
+    frames = (frame.field for frame in task.frames)
+    assert source.fields == (*frames, *task.prompt_fields, *region)
     found = source.sample(0, np.random.default_rng(0))
     assert found.keys() == {*source.fields, "tags"} and found["tags"]
     other = pickle.loads(pickle.dumps(make_source(ConfigDict(settings).lock(), task=task)))
@@ -103,9 +105,9 @@ def test_drawn_scenes_give_what_a_task_asks_for(data):
 def test_added_conditions(data):
     settings = {"format": "folder", "path": str(data / "pictures"), "add": ("holed", "small")}
     source = make_source(settings)
-    assert source.fields == ("image", "caption", "holed", "small")
+    assert source.fields == ("image", "caption", "holed", "hole", "small")
     other = make_source(settings | {"fields": {"source": "image"}, "add_of": "source"})
-    assert other.fields == ("source", "holed", "small")
+    assert other.fields == ("source", "holed", "hole", "small")
     with pytest.raises(ConfigError, match=r"config.source.add_of: .*'edited'.*add_of=image"):
         make_source(settings | {"add_of": "edited"})
 

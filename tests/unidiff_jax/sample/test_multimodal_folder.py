@@ -17,10 +17,10 @@ from PIL import Image
 
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.multimodal import LENGTH_STEP, LoadedMultimodal, preprocess
-from unidiff_jax.text import Tokenizer
+from unidiff_jax.text import load_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-TOKENIZER = Tokenizer(ROOT / "tests" / "golden" / "onediffusion" / "tinypipe" / "tokenizer")
+TOKENIZER = load_tokenizer(ROOT / "tests" / "golden" / "onediffusion" / "tinypipe" / "tokenizer")
 Q = tiny_blip2.NUM_QUERIES
 
 

@@ -24,7 +24,9 @@ EXAMPLES = tiny.mixed_examples(5)
 def sample():
     model, _, state, _ = tiny.make_state()
     run = jax.jit(
-        functools.partial(sample_tokens, graphdef=model.graphdef, flow_config=FlowConfig()),
+        functools.partial(
+            sample_tokens, graphdef=model.graphdef, flow_config=FlowConfig(), empty_text=(END,)
+        ),
         static_argnames=("num_steps", "solver", "guidance"),
     )
 
@@ -113,38 +115,40 @@ def test_combine(scales, passes, expected):
 
 def test_the_passes_are_without_words_and_then_without_channels_too():
     batch = tiny.on_device(tiny.packed([tiny.guided_example(1), tiny.guided_example(2)], SIZE))
-    rows = Guidance(3.0, 2.0).stack(batch)
+    rows = Guidance(3.0, 2.0).stack(batch, (END,))
     full, visual, none = (jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(3))
     jax.tree.map(np.testing.assert_array_equal, full, batch)
     assert batch.text_asset.any() and not visual.text_asset.any()
-    np.testing.assert_array_equal(visual.text_ids, guidance.drop_text(batch).text_ids)
+    np.testing.assert_array_equal(visual.text_ids, guidance.drop_text(batch, (END,)).text_ids)
     np.testing.assert_array_equal(visual.visual, batch.visual)
     np.testing.assert_array_equal(none.text_ids, visual.text_ids)
     assert not none.visual.any() and not none.mask.any()
     with pytest.raises(ValueError, match="channels"):
-        Guidance(1.0, 2.0).stack(tiny.on_device(tiny.packed(EXAMPLES, SIZE)))
+        Guidance(1.0, 2.0).stack(tiny.on_device(tiny.packed(EXAMPLES, SIZE)), (END,))
 
 
-def test_dropped_text_is_that_of_a_dropped_caption():
+@pytest.mark.parametrize("empty_text", [(END,), (14, 15)], ids=["t5", "clip"])
+def test_dropped_text_is_that_of_a_dropped_caption(empty_text):
     batch = tiny.packed(EXAMPLES, SIZE)
     empty = [dict(e, text_ids=np.asarray([END], np.int32)) for e in EXAMPLES]
     expected = tiny.by_token(tiny.packed(empty, SIZE), tiny.packed(empty, SIZE).tokens)
-    dropped = guidance.drop_text(tiny.on_device(batch))
+    dropped = guidance.drop_text(tiny.on_device(batch), empty_text)
     for row in range(len(batch.tokens)):
         used = sorted(set(batch.segment[row].tolist()) - {0})
         segments = np.asarray(dropped.text_segment[row])
-        assert sorted(segments[segments > 0].tolist()) == used
-        assert (np.asarray(dropped.text_ids[row])[segments > 0] == END).all()
-        assert not np.asarray(dropped.text_position[row]).any()
+        assert segments[segments > 0].tolist() == np.repeat(used, len(empty_text)).tolist()
+        ids, position = (np.asarray(x[row]) for x in (dropped.text_ids, dropped.text_position))
+        assert ids[segments > 0].tolist() == [*empty_text] * len(used)
+        assert position[segments > 0].tolist() == [*range(len(empty_text))] * len(used)
     assert expected.keys() == tiny.by_token(dropped, dropped.tokens).keys()
 
 
 def test_text_that_cannot_be_dropped():
     narrow = tiny.packed([tiny.example(1)], RowSize(24, 8, 5, 3))
     with pytest.raises(ValueError, match="rows hold 4 examples and only 3 text tokens"):
-        guidance.drop_text(tiny.on_device(narrow))
+        guidance.drop_text(tiny.on_device(narrow), (END,))
     states = dataclasses.replace(
         tiny.packed(EXAMPLES, SIZE), text_ids=None, text_states=np.zeros((2, 12, 8), np.float32)
     )
     with pytest.raises(ValueError, match="text_states"):
-        guidance.drop_text(states)
+        guidance.drop_text(states, (END,))

@@ -1,10 +1,7 @@
 """A job of two processes: killed, continued on other meshes, and ended when one of them dies."""
 
-import os
-import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +10,16 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from jobs import ROOT, start_job, wait_for
 
 from unidiff_jax.config import ConfigError
-from unidiff_jax.processes import HEARTBEAT_SECONDS, join_job
+from unidiff_jax.processes import HEARTBEAT_SECONDS, LAST_WORDS, join_job
 from unidiff_jax.train.checkpoint import Checkpoints, abstract_state
 from unidiff_jax.train.metrics import read_metrics
 from unidiff_jax.train.program import make_program
 from unidiff_jax.train.state import create_state
 from unidiff_jax.train.workdir import load_workdir_config
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 SETTINGS = ("data.num_shards=2", "train.num_steps=16", "train.log_every=1", "train.save_every=8")
 SETTINGS += ("train.sample_every=16", "train.eval_every=8")
 
@@ -40,44 +37,21 @@ class Jobs:
         self.folder, self.miniworld = folder, miniworld
 
     def start(self, workdir, *, processes, devices):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        args = [f"--set={item}" for item in tiny_run.overrides(self.miniworld, *SETTINGS)]
-        flags = os.environ.get("XLA_FLAGS", "")
-        logs = [self.folder / f"{workdir.name}-{port}-{i}.log" for i in range(processes)]
-        started = []
-        for i, log in enumerate(logs):
-            which = [f"--distributed={i}/{processes}@127.0.0.1:{port}"] if processes > 1 else []
-            with log.open("w") as file:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *which, *args],
-                    cwd=ROOT,
-                    env=os.environ
-                    | {
-                        "JAX_PLATFORMS": "cpu",
-                        "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-                    },
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            process.log = log
-            started.append(process)
-        return started
+        return start_job(
+            "train",
+            f"--workdir={workdir}",
+            *(f"--set={item}" for item in tiny_run.overrides(self.miniworld, *SETTINGS)),
+            processes=processes,
+            devices=devices,
+            compiled=self.folder / "compiled",
+            folder=self.folder,
+        )
 
     def finish(self, workdir, *, processes, devices):
         job = self.start(workdir, processes=processes, devices=devices)
         for process in job:
             assert process.wait() == 0, process.log.read_text()[-3000:]
         return workdir
-
-
-def wait_for(condition, job):
-    while not condition():
-        assert all(process.poll() is None for process in job), job[0].log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 def saved(workdir, step):
@@ -111,7 +85,7 @@ def killed(jobs, whole):
     """Killed between its two checkpoints."""
     workdir = jobs.folder / "killed"
     job = jobs.start(workdir, processes=2, devices=4)
-    wait_for(lambda: 10 in losses(workdir) if (workdir / "metrics.jsonl").exists() else False, job)
+    wait_for(lambda: 10 in losses(workdir) if (workdir / "metrics.jsonl").exists() else False, *job)
     for process in job:
         process.kill()
         process.wait()
@@ -143,9 +117,28 @@ def test_a_killed_job_goes_on(jobs, whole, killed, processes, devices):
 def test_one_process_dies_and_all_end(jobs, whole, victim):
     workdir = jobs.folder / f"without {victim}"
     job = jobs.start(workdir, processes=2, devices=4)
-    wait_for(lambda: (workdir / "checkpoints" / "8").exists(), job)
+    wait_for(lambda: (workdir / "checkpoints" / "8").exists(), *job)
     job[victim].send_signal(signal.SIGKILL)
     survivor = job[1 - victim]
     status = survivor.wait(timeout=2 * HEARTBEAT_SECONDS)
     assert status != 0
-    assert "another task died" in survivor.log.read_text()
+    deadline = time.monotonic() + 10  # the words come after the end
+    while not survivor.log.read_text().endswith(f"{LAST_WORDS}\n"):
+        assert time.monotonic() < deadline, survivor.log.read_text()[-3000:]
+        time.sleep(0.05)
+    assert "another task died" in survivor.log.read_text()  # JAX's own word is not hidden
+
+
+def test_last_words_of_a_process():
+    script = "import os, sys; from unidiff_jax import processes; processes._leave_last_words(); "
+
+    def said(end):
+        done = subprocess.run(
+            [sys.executable, "-c", script + end], cwd=ROOT, capture_output=True, text=True
+        )
+        return done.returncode, done.stderr
+
+    assert said("") == (0, "") and said("sys.exit(3)") == (3, "")
+    assert said("os.abort()") == (-signal.SIGABRT, f"{LAST_WORDS}\n")
+    status, text = said("1 / 0")
+    assert status == 1 and text.endswith("ZeroDivisionError: division by zero\n")

@@ -2,17 +2,16 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
+from jobs import ROOT, start, wait_for
 from PIL import Image
 
 from data_pipelines.build import make_loader, make_tokenizer
@@ -26,7 +25,6 @@ from unidiff_jax.train.optim import OptimConfig, make_optimizer
 from unidiff_jax.train.state import create_state, state_shardings
 from unidiff_jax.train.workdir import model_parts
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 TIMED = ("steps_per_second", "train_seconds")
 
 
@@ -36,19 +34,12 @@ class Runs:
     def __init__(self, folder, miniworld):
         self.folder, self.miniworld = folder, miniworld
 
-    def start(self, workdir, *more, devices=1):
-        args = [f"--set={item}" for item in tiny_run.overrides(self.miniworld, *more)]
-        flags = os.environ.get("XLA_FLAGS", "")
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *args],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-            },
+    def start(self, workdir, *more):
+        return start(
+            "train",
+            f"--workdir={workdir}",
+            *(f"--set={item}" for item in tiny_run.overrides(self.miniworld, *more)),
+            compiled=self.folder / "compiled",
             # A test run in the background of a shell would hand its ignored Ctrl-C down.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdout=subprocess.PIPE,
@@ -61,13 +52,6 @@ class Runs:
         _, errors = process.communicate()
         assert process.returncode == 0, errors[-3000:]
         return workdir
-
-
-def wait_for(condition, process):
-    """Returns when the condition holds; the process must not end before."""
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

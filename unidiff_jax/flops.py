@@ -145,4 +145,6 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
     yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
     yield Product("attention.image", 2 * b * t * t * d // examples, count=layers)
     yield Product("attention.text", 2 * b * t * s * d // examples, count=layers)
+    if batch.entity_mask is not None:
+        yield Product("attention.maps", 2 * b * t * s * d // examples, count=len(c.map_layers))
     yield Product("ffn", 3 * b * t * d * c.ffn_dim, count=layers)

@@ -107,6 +107,8 @@ Example = dict[str, np.ndarray]
     mask         (t, m) float32    share of each latent pixel that is to be made, or (t, 0)
     text_asset   (s,)   int32      number of the asset whose features replace the word; 0 for none
     asset_table  (a, w) float32    features of the assets, or (a, 0)
+    text_entity  (s,)   int32      number of the example's entity that the word shows; 0 for none
+    entity_mask  (t, n) float32    share of the token that each entity covers, or (t, 0)
 
 With guidance on channels (`GUIDANCE`) only generated frames have tokens.
 """
@@ -136,6 +138,8 @@ def make_example(
     guide: "Guide | None" = None,
     assets: np.ndarray | None = None,
     text_assets: Sequence[int] | None = None,
+    entity_masks: np.ndarray | None = None,
+    text_entities: Sequence[int] | None = None,
 ) -> Example:
     """Makes the flat arrays of one example.
 
@@ -154,17 +158,20 @@ def make_example(
       guide: what stands on the channels of every frame; None for no such channels.
       assets: (a, w) features of reference pictures; None for none.
       text_assets: of each text token, the number (1 and up) of the asset that replaces its state.
+      entity_masks: (n, h, w) share of each latent pixel of the frames that are made that each
+        entity covers; None where no loss asks for it.
+      text_entities: of each text token, the number (1 and up) of the entity that it shows.
 
     Raises:
       ValueError: another number of frames than the task has, a frame that does not divide into
-        patches or has too many, a guide of another size, no text, or no such plan.
+        patches or has too many, a guide or masks of another size, no text, or no such plan.
     """
     if plan not in PLANS:
         raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
     if not len(text_ids):
         raise ValueError("an example needs at least one text token")
     names = frame_names(task, len(latents))
-    tokens, index, mask, table, visual, made = [], [], [], [], [], []
+    tokens, index, mask, table, visual, made, entities = [], [], [], [], [], [], []
     for number, (spec, latent) in enumerate(zip(task.sequence(len(latents)), latents, strict=True)):
         generated = spec.field in task.generate and number < len(task.frames)
         given = plan == "clean" and not generated
@@ -186,6 +193,14 @@ def make_example(
                 )
             visual.append(patchify(guide.visual, patch=patch))
             made.append(patchify(guide.mask[..., None], patch=patch))
+        if entity_masks is not None:
+            if entity_masks.shape[1:] != latent.shape[:2]:
+                raise ValueError(
+                    f"masks of {entity_masks.shape[1:]} do not fit a frame of {latent.shape}"
+                )
+            cut = patchify(np.moveaxis(entity_masks, 0, -1), patch=patch)
+            share = cut.reshape(len(patches), patch**2, -1).mean(axis=1)
+            entities.append(share if generated else np.zeros_like(share))
         tokens.append(patches)
         index.append(np.stack([frame, frame, y, x], axis=1))
         mask.append(np.full(len(patches), not given, np.float32))
@@ -213,6 +228,8 @@ def make_example(
         "mask": _columns(made, rows=len(means)),
         "text_asset": np.asarray(text_assets or [0] * len(text_ids), np.int32),
         "asset_table": _columns([] if assets is None else [assets], rows=0),
+        "text_entity": np.asarray(text_entities or [0] * len(text_ids), np.int32),
+        "entity_mask": _columns(entities, rows=len(means)),
     }
 
 
@@ -311,6 +328,8 @@ class RowSize(NamedTuple):
             "mask": self.tokens,
             "text_asset": self.text,
             "asset_table": self.assets - 1,
+            "text_entity": self.text,
+            "entity_mask": self.tokens,
         }
 
 
@@ -332,7 +351,9 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
     columns = {k: _pad_front(table[i]) for i, k in enumerate(FRAME_COLUMNS)}
     position = np.arange(len(text_segment)) - _first_places(text_segment, segments)[text_segment]
     has_states = packed["text_states"].shape[-1] > 0
-    has_guide, has_assets = (packed[name].shape[-1] > 0 for name in ("visual", "asset_table"))
+    has_guide, has_assets, has_entities = (
+        packed[name].shape[-1] > 0 for name in ("visual", "asset_table", "entity_mask")
+    )
     first_asset = _first_places(packed["asset_table_segment_ids"], segments)
     asset = packed["text_asset"]
     asset = np.where(asset > 0, asset + first_asset[text_segment], 0).astype(np.int32)
@@ -357,6 +378,8 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         mask=packed["mask"] if has_guide else None,
         text_asset=asset if has_assets else None,
         asset_features=_pad_front(packed["asset_table"]) if has_assets else None,
+        text_entity=packed["text_entity"] if has_entities else None,
+        entity_mask=packed["entity_mask"] if has_entities else None,
         **columns,
     )
 

@@ -30,7 +30,7 @@ from unidiff_jax.train.workdir import load_workdir_config, model_configs
 from unidiff_jax.types import Params
 
 _FREE = {"attention", "context", "dtype", "modulation", "quantized", "remat", "scan_layers"}
-_FREE |= {"softcap", "text_gate_init"}
+_FREE |= {"map_layers", "softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
 
 

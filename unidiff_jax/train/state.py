@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten, nest
 from unidiff_jax.mesh import parameter_shardings, replicated
-from unidiff_jax.models.dit import DiT, DiTConfig
+from unidiff_jax.models.dit import DiT, DiTConfig, Prediction
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
 from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
@@ -60,6 +60,10 @@ class UnifiedModel(nnx.Module):
 
     def __call__(self, batch: Batch, noised: Noised) -> jax.Array:
         return self.dit(batch, noised, self.encode_text(batch))
+
+    def with_maps(self, batch: Batch, noised: Noised) -> Prediction:
+        """See `DiT.with_maps`."""
+        return self.dit.with_maps(batch, noised, self.encode_text(batch))
 
 
 class ModelParts(NamedTuple):

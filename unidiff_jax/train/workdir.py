@@ -21,7 +21,8 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
     """The model's settings; the widths of what the denoiser reads follow from the rest.
 
     Raises:
-      ConfigError: settings that cannot be, or prompts that are longer than the text encoder reads.
+      ConfigError: settings that cannot be, prompts that are longer than the text encoder reads, or
+        a weight of attention maps without layers or entities to take them of.
     """
     text = text_config(config.text)
     if text.max_length is not None and config.max_text > text.max_length:
@@ -29,6 +30,16 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
             f"max_text={config.max_text}, but the text encoder reads {text.max_length} tokens; for "
             f"example --set max_text={text.max_length}"
         )
+    if config.flow.get("map_weight"):
+        for key, value, example in (
+            ("model.map_layers", config.model.get("map_layers"), f"({config.model.depth // 2},)"),
+            ("data.entities", config.data.get("entities"), 4),
+        ):
+            if not value:
+                raise ConfigError(
+                    f"flow.map_weight={config.flow.map_weight} needs {key}, which is {value!r}; "
+                    f"for example --set {key}={example}"
+                )
     patch_dim = config.patch**2 * latent_channels(config)
     on_channels = config.data.get("guidance") == "channels"
     dit = DiTConfig(

@@ -106,16 +106,17 @@ Example = dict[str, np.ndarray]
     visual       (t, p) float32    latents of the picture that guides each place, or (t, 0)
     mask         (t, m) float32    share of each latent pixel that is to be made, or (t, 0)
     text_asset   (s,)   int32      number of the asset whose features replace the word; 0 for none
-    asset_table  (a, w) float32    features of the assets, or (a, 0)
+    asset_table  (a, w) float32    features of the assets, or (a, 0); uint8 where they are pixels
     text_entity  (s,)   int32      number of the example's entity that the word shows; 0 for none
     entity_mask  (t, n) float32    share of the token that each entity covers, or (t, 0)
 
-With guidance on channels (`GUIDANCE`) only generated frames have tokens.
+With guidance on channels or in the prompt (`GUIDANCE`) only generated frames have tokens.
 """
 
-GUIDANCE = ("frames", "channels")
-"""How given pictures condition: as clean frames of the sequence (OneDiffusion, UniReal), or on the
-channels of the frames that are made, at no cost in tokens (UniVG)."""
+GUIDANCE = ("frames", "channels", "prompt")
+"""How given pictures condition: as clean frames of the sequence (OneDiffusion, UniReal), on the
+channels of the frames that are made, at no cost in tokens (UniVG), or between the words of the
+prompt alone, where an encoder of text and pictures reads them (UNIMO-G)."""
 
 PLANS = ("clean", "independent", "shared")
 """Noise plans of a task in training: conditions stay clean and only generated frames are noised and
@@ -227,7 +228,7 @@ def make_example(
         "visual": _columns(visual, rows=len(means)),
         "mask": _columns(made, rows=len(means)),
         "text_asset": np.asarray(text_assets or [0] * len(text_ids), np.int32),
-        "asset_table": _columns([] if assets is None else [assets], rows=0),
+        "asset_table": np.zeros((0, 0), np.float32) if assets is None else assets,
         "text_entity": np.asarray(text_entities or [0] * len(text_ids), np.int32),
         "entity_mask": _columns(entities, rows=len(means)),
     }
@@ -266,18 +267,20 @@ def fit_mask(mask: np.ndarray, *, grid: tuple[int, int]) -> Float[np.ndarray, "h
     return cut.mean(axis=(1, 3))
 
 
-def made_alone(task: Task) -> Task:
-    """The task with the frames that it makes and no others, for guidance on channels.
+def made_alone(task: Task, *, guidance: str = "channels") -> Task:
+    """The task with the frames that it makes and no others, for other guidance than by frames.
 
     Raises:
-      ConfigError: it is given several pictures beside assets, or makes any number of frames.
+      ConfigError: it is given more pictures beside assets than the guidance holds, which is one on
+        channels and none in the prompt, or makes any number of frames.
     """
     frames = tuple(frame for frame in task.frames if frame.field in task.generate)
     given = [f for f in task.frames if f not in frames and f.role != Role.ASSET]
-    if len(given) > 1 or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
+    room = {"channels": 1, "prompt": 0}[guidance]
+    if len(given) > room or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
+        holds = "on channels, which hold one picture" if room else "in the prompt by references"
         raise ConfigError(
-            f"task {task.name!r} cannot be guided on channels, which hold one picture; "
-            "data.guidance='frames' can"
+            f"task {task.name!r} cannot be guided {holds}; data.guidance='frames' can"
         )
     return dataclasses.replace(task, frames=frames, repeats=0)
 

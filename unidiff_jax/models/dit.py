@@ -136,7 +136,7 @@ class DiTConfig:
     guidance_dim: int = 0
     asset_dim: int = 0
     shared_modulation: bool = False
-    map_layers: tuple[int, ...] = ()
+    map_layers: Sequence[int] = ()
     attention: str = "auto"
     context: str = "gather"
     modulation: str = "auto"

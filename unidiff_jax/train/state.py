@@ -18,7 +18,7 @@ from unidiff_jax.mesh import parameter_shardings, replicated
 from unidiff_jax.models.dit import DiT, DiTConfig, Prediction
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
-from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
+from unidiff_jax.models.text_encoder import TextConfig, encode_batch, make_text_encoder
 from unidiff_jax.types import Batch, Noised, Params
 
 
@@ -56,7 +56,7 @@ class UnifiedModel(nnx.Module):
         """States of the batch's text, computed here or carried by the batch."""
         if batch.text_states is not None:
             return batch.text_states
-        return self.text_encoder(batch.text_ids, segment=batch.text_segment)
+        return encode_batch(self.text_encoder, batch)
 
     def __call__(self, batch: Batch, noised: Noised) -> jax.Array:
         return self.dit(batch, noised, self.encode_text(batch))

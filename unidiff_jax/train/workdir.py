@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from unidiff_jax.config import ConfigError, differences, to_json
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig
-from unidiff_jax.models.text_encoder import TextConfig, text_config
+from unidiff_jax.models.text_encoder import MULTIMODAL, TextConfig, text_config, text_kind
 from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.train.state import ModelParts, abstract_model
 
@@ -42,6 +42,7 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
                 )
     patch_dim = config.patch**2 * latent_channels(config)
     on_channels = config.data.get("guidance") == "channels"
+    _check_prompts(config)
     dit = DiTConfig(
         patch_dim=patch_dim,
         guidance_dim=patch_dim + config.patch**2 if on_channels else 0,
@@ -50,6 +51,21 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
         **config.model,
     )
     return dit, text
+
+
+def _check_prompts(config: ConfigDict) -> None:
+    kind, guidance = text_kind(config.text), config.data.get("guidance", "frames")
+    if (kind in MULTIMODAL) != (guidance == "prompt"):
+        fix = "data.guidance=prompt" if kind in MULTIMODAL else f"text.kind={MULTIMODAL[-1]}"
+        raise ConfigError(
+            f"text.kind={kind!r} with data.guidance={guidance!r}: pictures stand in the prompt "
+            f"where the encoder reads them, and only there; for example --set {fix}"
+        )
+    if kind == "patches" and config.text.picture_dim != config.data.identity.dim:
+        raise ConfigError(
+            f"text.picture_dim={config.text.picture_dim} must be "
+            f"data.identity.dim={config.data.identity.dim}"
+        )
 
 
 def model_parts(config: ConfigDict) -> ModelParts:

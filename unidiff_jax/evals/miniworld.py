@@ -29,6 +29,7 @@ from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.mixture import parse_mixture, stable_id
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals import report, statistics
+from unidiff_jax.evals.interleaved import ENTRIES, interleave_protocol
 from unidiff_jax.evals.miniworld_protocol import Protocol, Setting, TooFewItemsError, oracle
 from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
@@ -107,9 +108,11 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
     kinds = config.data.edit_kinds or edits.KINDS
     every = {name: [name] for name in (*TASK_NAMES, *SUBJECT_TASKS)}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
+    every |= {name: [name] for name in ENTRIES} | {"interleave": list(ENTRIES)}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    wanted = tasks or [name for name in (*TASK_NAMES, *SUBJECT_TASKS) if name in trained]
+    known = (*TASK_NAMES, *SUBJECT_TASKS, "interleave")
+    wanted = tasks or [name for name in known if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -138,9 +141,12 @@ def make_protocols(
     protocols, missing = [], []
     for name in names:
         try:
-            if name in SUBJECT_TASKS:
+            if name in (*SUBJECT_TASKS, *ENTRIES):
                 subjects = make_subjects(config, split=split)
-                found = personalize_protocol(subjects, num_items=setting.num_items)
+                if name in ENTRIES:
+                    found = interleave_protocol(subjects, name, num_items=setting.num_items)
+                else:
+                    found = personalize_protocol(subjects, num_items=setting.num_items)
             else:
                 found = make_protocol(name, setting)
             protocols.append(found)

@@ -58,10 +58,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.guidance = "prompt"
     config.data.identity = {"encoder": "patches", "path": "", "dim": PatchPictures.dim}
     config.data.entities = 3
-    config.max_text = 64
-    config.data.row = {"tokens": 64, "frames": 2, "segments": 2, "text": 64}
+    config.max_text = 96
+    config.data.row = {"tokens": 64, "frames": 2, "segments": 2, "text": 96}
     config.data.row["assets"] = 1 + 3 * PatchPictures.places.vectors
-    config.data.subjects = {"tasks": ("interleave", "text_to_image"), "folder": "data/subjects-32"}
+    config.data.kind = "subjects"
+    config.data.folder = "data/subjects-32"
+    del config.data.render  # subjects are drawn as they are asked for
     config.text.kind = "patches"
     config.text.picture_dim = PatchPictures.dim
     config.model.map_layers = (1,) if args.tiny else (1, 2)

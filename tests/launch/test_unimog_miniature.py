@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     packages = emoji_packages.write_packages(tmp_path_factory.mktemp("packages"))
     settings = records.Settings(size=32, share=0.2, shards=1, seed=7)
     records.render_subjects(folder, **packages, settings=settings, progress="none")
-    return f"data.subjects.folder={folder}"
+    return f"data.folder={folder}"
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,9 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
     every |= {name: [name] for name in ENTRIES} | {"interleave": list(ENTRIES)}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    known = (*TASK_NAMES, *SUBJECT_TASKS, "interleave")
-    wanted = tasks or [name for name in known if name in trained]
+    of_subjects = (*SUBJECT_TASKS, "interleave")
+    drawn = () if config.data.get("kind", "miniworld") == "subjects" else TASK_NAMES
+    wanted = tasks or [name for name in (*drawn, *of_subjects) if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -130,25 +131,29 @@ def make_protocols(
       split: `test`, or `heldout` for scenes that training excludes by construction.
       num_items: items an entry; the first that the split offers.
     """
-    setting = Setting(
-        folder=config.data.folder,
-        split=split,
-        training=training_statistics(make_miniworld(config, split="train")),
-        num_items=num_items or EvalSettings().num_items,
-        samples=manifest.read(config.data.folder).settings.samples,
-        min_reference_objects=config.data.min_reference_objects,
-    )
+    num_items = num_items or EvalSettings().num_items
+    of_subjects = {*SUBJECT_TASKS, *ENTRIES}
+    setting = None
+    if not of_subjects.issuperset(names):
+        setting = Setting(
+            folder=config.data.folder,
+            split=split,
+            training=training_statistics(make_miniworld(config, split="train")),
+            num_items=num_items,
+            samples=manifest.read(config.data.folder).settings.samples,
+            min_reference_objects=config.data.min_reference_objects,
+        )
     protocols, missing = [], []
     for name in names:
         try:
-            if name in (*SUBJECT_TASKS, *ENTRIES):
-                subjects = make_subjects(config, split=split)
-                if name in ENTRIES:
-                    found = interleave_protocol(subjects, name, num_items=setting.num_items)
-                else:
-                    found = personalize_protocol(subjects, num_items=setting.num_items)
+            if setting is not None and name not in of_subjects:
+                protocols.append(make_protocol(name, setting))
+                continue
+            subjects = make_subjects(config, split=split)
+            if name in ENTRIES:
+                found = interleave_protocol(subjects, name, num_items=num_items)
             else:
-                found = make_protocol(name, setting)
+                found = personalize_protocol(subjects, num_items=num_items)
             protocols.append(found)
         except TooFewItemsError as error:
             missing.append(f"Not evaluated: {error}.")

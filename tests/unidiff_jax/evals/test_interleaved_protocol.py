@@ -76,7 +76,7 @@ def test_a_perfect_model_has_learned(protocols):
 
 def test_entries(source):
     config = load_config("configs/miniworld_unimog.py:tiny")
-    assert entry_names(config) == ["text_to_image", *ENTRIES]
+    assert entry_names(config) == [*ENTRIES]
     assert entry_names(config, ["interleave_swapped"]) == ["interleave_swapped"]
     with pytest.raises(TooFewItemsError, match="at least 2"):
         interleave_protocol(source, "interleave_3", num_items=1)

@@ -35,7 +35,13 @@ from unidiff_jax.identity import IdentityEncoder, make_identity_encoder
 from unidiff_jax.models.autoencoder import Autoencoder, SpaceToDepth
 from unidiff_jax.models.clip import CLIPTowersConfig
 from unidiff_jax.models.layers import abstract
-from unidiff_jax.models.text_encoder import make_text_encoder, text_config, text_kind
+from unidiff_jax.models.multimodal import MultimodalConfig
+from unidiff_jax.models.text_encoder import (
+    make_text_encoder,
+    text_config,
+    text_kind,
+    tokenizer_kind,
+)
 from unidiff_jax.paths import AnyPath, as_path, is_remote
 from unidiff_jax.processes import ALL, DataShare
 from unidiff_jax.sample.encoders import LatentAutoencoder, text_folders
@@ -161,7 +167,7 @@ def check_data(config: ConfigDict) -> TextStates | None:
         raise ConfigError(
             f"image_size={size} must be a multiple of autoencoder.downscale * patch = {unit}"
         )
-    on_channels = config.data.get("guidance") == "channels"
+    guidance = config.data.get("guidance", "frames")
     for split in ("train", "validation"):
         for name, source in make_sources(config, split=split).items():
             if split == "train" and len(source) < config.data.num_shards:
@@ -174,8 +180,8 @@ def check_data(config: ConfigDict) -> TextStates | None:
             if isinstance(source, EncodedSource):
                 largest = source.largest
                 tokens, frames = largest.places // config.patch**2, largest.frames
-                if on_channels:
-                    made = len(made_alone(task).frames)
+                if guidance != "frames":
+                    made = len(made_alone(task, guidance=guidance).frames)
                     tokens, frames = tokens * made // frames, made
                 _check_row(config, name, tokens=tokens, frames=frames)
                 if largest.channels != stored_channels(config):
@@ -187,7 +193,8 @@ def check_data(config: ConfigDict) -> TextStates | None:
             else:
                 drawn = isinstance(source, SubjectScenes)
                 frames = subject_items.num_frames(task) if drawn else len(task.frames)
-                frames = len(made_alone(task).frames) if on_channels else frames
+                if guidance != "frames":
+                    frames = len(made_alone(task, guidance=guidance).frames)
                 _check_row(config, name, tokens=frames * (size // unit) ** 2, frames=frames)
     if "sources" in config.data or "miniworld" not in source_kinds(config).values():
         return states
@@ -274,7 +281,7 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
       ConfigError: the tokenizer is not of the config's text encoder, or there is none for a CLIP.
       FileNotFoundError: `init.tokenizer` holds none.
     """
-    folder, kind = as_path(folder), text_kind(config.text)
+    folder, kind = as_path(folder), tokenizer_kind(config.text)
     if holds_tokenizer(folder):
         return _fitting(config, load_tokenizer(folder))
     if config.init.tokenizer:
@@ -298,7 +305,7 @@ def make_tokenizer(config: ConfigDict, folder: AnyPath) -> Tokenizer:
 
 def _fitting(config: ConfigDict, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, if the config's text encoder reads its ids."""
-    kind, text = text_kind(config.text), text_config(config.text)
+    kind, text = tokenizer_kind(config.text), text_config(config.text)
     if tokenizer.kind != kind:
         raise ConfigError(
             f"text.kind={kind}, but the tokenizer is of kind {tokenizer.kind}; choose another "
@@ -351,17 +358,18 @@ def make_maker(
         guidance=config.data.get("guidance", "frames"),
         visual_dropout=config.data.get("visual_dropout", 0.0),
         identity=make_identity(config),
+        entities=config.data.get("entities", 0),
     )
 
 
 def make_identity(config: ConfigDict) -> IdentityEncoder | None:
-    """The encoder of reference objects, where given pictures are on channels.
+    """The encoder of reference objects, where given pictures are no frames.
 
     Raises:
       ConfigError: an encoder of another width than the config says.
     """
     settings = config.data.get("identity")
-    if not settings or config.data.get("guidance") != "channels":
+    if not settings or config.data.get("guidance", "frames") == "frames":
         return None
     encoder = make_identity_encoder(settings)
     if encoder.dim != settings.dim:
@@ -395,6 +403,8 @@ def text_origin(config: ConfigDict) -> dict[str, Any]:
     skip = {}
     if isinstance(text, CLIPTowersConfig):
         skip = {"skip_layers": text.towers[0].skip_layers}
+    if isinstance(text, MultimodalConfig):
+        skip = {"pictures": f"{text.vision.image_size} pixels, {text.num_query_tokens} places"}
     return skip | {
         "text_encoder": ",".join(map(weights_digest, text_folders(config.init.text_encoder))),
         "dtype": config.text.dtype,

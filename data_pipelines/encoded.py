@@ -11,7 +11,9 @@ frames have no `std`. Its texts and tags are JSON in the blob's metadata. Traini
 from the posteriors in the step (`flow.draw_latents`), so that epochs differ. Where the autoencoder
 runs in the step (`unidiff_jax.models.pixels`), `mean.N` are blocks of pixels without a `std`. For
 guidance on channels a record may hold `region`, float16 (rows, columns), the share of each latent
-pixel that is to be made, and `features`, float32 (assets, width), of the reference objects.
+pixel that is to be made, and `features`, float32 (assets, width), of the reference objects. For
+references in the prompt these may be pixels (uint8), and `entities`, float16 (assets, rows,
+columns), is the share of each latent pixel that a reference covers in the picture that is made.
 """
 
 import dataclasses
@@ -47,6 +49,7 @@ class EncodedExample:
       tags: context tags of the example's own, beside the task's (`unidiff_jax.tasks`).
       region: (rows, columns) the task's region, on the grid of the latents; None for none.
       features: (assets, width) of the reference objects (`identity`); None for none.
+      entities: (assets, rows, columns) where they are, on the grid of the latents; None for none.
     """
 
     means: Sequence[np.ndarray]
@@ -55,6 +58,7 @@ class EncodedExample:
     tags: Sequence[str] = ()
     region: np.ndarray | None = None
     features: np.ndarray | None = None
+    entities: np.ndarray | None = None
 
 
 def encode_record(example: EncodedExample) -> bytes:
@@ -67,7 +71,10 @@ def encode_record(example: EncodedExample) -> bytes:
     if example.region is not None:
         tensors["region"] = np.ascontiguousarray(example.region, np.float16)
     if example.features is not None:
-        tensors["features"] = np.ascontiguousarray(example.features, np.float32)
+        kind = np.uint8 if example.features.dtype == np.uint8 else np.float32
+        tensors["features"] = np.ascontiguousarray(example.features, kind)
+    if example.entities is not None:
+        tensors["entities"] = np.ascontiguousarray(example.entities, np.float16)
     values = {"schema": SCHEMA, "texts": dict(example.texts), "tags": list(example.tags)}
     return pack_blob(tensors, values, key=_KEY)
 
@@ -82,7 +89,10 @@ def decode_record(blob: bytes) -> EncodedExample:
         stored, values = unpack_blob(blob, key=_KEY)
         if values["schema"] != SCHEMA:
             raise EncodedError(f"the data have schema {values['schema']!r}, not {SCHEMA!r}")
-        tensors = {name: array.astype(np.float32) for name, array in stored.items()}
+        tensors = {
+            name: array if array.dtype == np.uint8 else array.astype(np.float32)
+            for name, array in stored.items()
+        }
         means = [tensors[f"mean.{n}"] for n in range(sum(k.startswith("mean.") for k in tensors))]
         stds = [
             tensors.get(f"std.{n}", np.zeros(mean.shape, np.float32))
@@ -95,6 +105,7 @@ def decode_record(blob: bytes) -> EncodedExample:
             tuple(values.get("tags", ())),
             region=tensors.get("region"),
             features=tensors.get("features"),
+            entities=tensors.get("entities"),
         )
     except (BlobError, KeyError, TypeError) as error:
         raise EncodedError(f"not an encoded example of schema {SCHEMA!r}: {error}") from None
@@ -195,6 +206,8 @@ class EncodedSource:
             item[task.region] = record.region
         if record.features is not None:
             item["features"] = record.features
+        if record.entities is not None:
+            item["entity_masks"] = record.entities
         return item
 
 

@@ -82,15 +82,18 @@ class EncodeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Guides:
-    """What records hold for guidance on channels (`frames.GUIDANCE`).
+    """What records hold for guidance on channels or in the prompt (`frames.GUIDANCE`).
 
     Attributes:
       regions: whether that includes the tasks' regions.
+      entities: whether that includes where the reference objects are, for tasks whose samples say
+        it (`entity_masks`).
       identity: encoder of reference objects; None for none.
       origin: what decides the features, for the manifest.
     """
 
     regions: bool = False
+    entities: bool = False
     identity: IdentityEncoder | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -107,6 +110,7 @@ class _Prepared:
     tags: Sequence[str]
     region: np.ndarray | None = None
     features: np.ndarray | None = None
+    entities: np.ndarray | None = None
 
 
 class EncodeCount(NamedTuple):
@@ -164,7 +168,7 @@ def encode_dataset(
         "settings": dataclasses.asdict(settings),
         "origin": dict(origin),
         "autoencoder": autoencoder.identity,
-        "guides": dict(guides.origin) if guides.regions else None,
+        "guides": None if guides == NO_GUIDES else dict(guides.origin),
         "raw_samples": len(source),
         "shards": {split: len(parts) for split, parts in plan.items()},
     }
@@ -366,15 +370,20 @@ def prepare(
     features = None
     if guides.identity is not None:
         assets = [np.asarray(v) for frame, v in sequence if frame.role == Role.ASSET]
-        features = np.zeros((0, guides.identity.dim), np.float32)
-        if assets:
-            features = np.concatenate([guides.identity(asset[None]) for asset in assets])
+        none = guides.identity(np.zeros((0, 1, 1, 3), np.uint8))
+        features = np.concatenate([none, *(guides.identity(asset[None]) for asset in assets)])
+    entities = None
+    if guides.entities and "entity_masks" in sample:
+        masks = [_region(mask, shared, downscale=downscale) for mask in sample["entity_masks"]]
+        grid = (shared.size[1] // downscale, shared.size[0] // downscale)
+        entities = np.stack([*masks]) if masks else np.zeros((0, *grid), np.float32)
     return _Prepared(
         frames,
         texts,
         tags,
         region=_region(sample[region], shared, downscale=downscale) if region else None,
         features=features,
+        entities=entities,
     )
 
 
@@ -442,4 +451,5 @@ def encode_examples(
             example.tags,
             region=example.region,
             features=example.features,
+            entities=example.entities,
         )

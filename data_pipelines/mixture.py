@@ -7,9 +7,10 @@ is a function of the seed and the position alone.
 """
 
 import dataclasses
+import itertools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -28,7 +29,7 @@ from unidiff_jax.frames import (
     made_alone,
     make_example,
 )
-from unidiff_jax.identity import IdentityEncoder
+from unidiff_jax.identity import IdentityEncoder, places_of
 from unidiff_jax.models.autoencoder import Autoencoder
 from unidiff_jax.tasks import PLACEHOLDER, TASKS, FrameSpec, Task
 from unidiff_jax.text import MAX_NAMES, Encoded, Tokenizer
@@ -37,7 +38,8 @@ from unidiff_jax.types import Role
 Item = Mapping[str, Any]
 """Fields of one training item: arrays for frames, strings for the prompt. An item that was encoded
 before holds `latents`, one (h, w, c) array a frame, and `stds` where these are posteriors' means;
-for guidance on channels also its region on that grid, and `features` of its reference objects.
+for other guidance than by frames also its region and the `entity_masks` on that grid, and
+`features` of its reference objects.
 """
 
 
@@ -76,6 +78,18 @@ class TaskMix:
     shift: float = 1.0
 
 
+class Shown(NamedTuple):
+    """The pictures of a prompt.
+
+    Attributes:
+      numbers: of each token, the row of `features` that it shows, from 1; 0 for a word.
+      features: (n, width) of those that are shown; None for none.
+    """
+
+    numbers: list[int]
+    features: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleMaker:
     """Turns items into examples: draws frames, encodes them, tokenizes the prompt.
@@ -94,8 +108,10 @@ class ExampleMaker:
         empty too, for the guidance of pictures.
       identity: features of reference objects, which then replace the words that name them; None
         where references are frames.
-      text_states: states (s, e) of token ids (`text_states.TextStates`), which then go into
-        examples beside the ids; None where the step encodes.
+      text_states: states (s, e) of token ids, and of the features of pictures among them
+        (`text_states.TextStates`), which then go into examples beside the ids; None where the step
+        encodes.
+      entities: columns of the entities' masks, for the loss of attention maps; 0 for none.
     """
 
     tokenizer: Tokenizer
@@ -109,7 +125,8 @@ class ExampleMaker:
     guidance: str = "frames"
     visual_dropout: float = 0.0
     identity: IdentityEncoder | None = None
-    text_states: Callable[[Sequence[int]], np.ndarray] | None = None
+    text_states: Callable[[Sequence[int], np.ndarray | None], np.ndarray] | None = None
+    entities: int = 0
 
     def __post_init__(self):
         if self.guidance not in GUIDANCE:
@@ -119,11 +136,29 @@ class ExampleMaker:
 
     def in_rows(self, task: Task) -> Task:
         """The task with the frames that have tokens."""
-        return task if self.guidance == "frames" else made_alone(task)
+        return task if self.guidance == "frames" else made_alone(task, guidance=self.guidance)
 
-    def encode_prompt(self, prompt: str, *, cut: bool = False) -> Encoded:
-        """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError."""
+    def encode_item(self, prompt: str, task: Task, item: Item, *, cut: bool = False) -> Encoded:
+        """Tokens of an item's prompt, whose references have their places."""
+        widened = () if self.identity is None else self._references(task, item).values()
+        return self.encode_prompt(name_places(prompt, task), cut=cut, widened=widened)
+
+    def _references(self, task: Task, item: Item) -> dict[int, int]:
+        """Place of each reference object among the task's frames, and its name."""
+        frames = task.sequence(len(item.get("latents") or task.fill(item)))
+        names = frame_names(task, len(frames))
+        return {i: names[i] for i, frame in enumerate(frames) if frame.role == Role.ASSET}
+
+    def encode_prompt(
+        self, prompt: str, *, cut: bool = False, widened: Collection[int] = ()
+    ) -> Encoded:
+        """Tokens of a prompt; one longer than `max_text` is cut or raises ValueError.
+
+        The names `widened` take as many places as the identity encoder's pictures.
+        """
         ids, names = self.tokenizer.encode_named(prompt)
+        if self.identity is not None and widened:
+            ids, names = _widen(ids, names, widened, words=places_of(self.identity).words)
         if len(ids) > self.max_text and cut:
             ids = [*ids[: self.max_text - 1], self.tokenizer.end_id]
             names = [*names[: self.max_text - 1], 0]
@@ -162,19 +197,23 @@ class ExampleMaker:
           ValueError: the prompt is too long, or names no place for a reference object.
         """
         prompt = task.write(item, style=self.style) if prompt is None else prompt
-        text = self.encode_prompt(name_places(prompt, task), cut=cut)
-        if self.guidance == "channels":
-            free = cut or not prompt
-            parts = self._on_channels(task, item, text, guided=guided, free=free)
-        else:
+        text = self.encode_item(prompt, task, item, cut=cut)
+        if self.guidance == "frames":
             latents = item.get("latents") or self._encode(task.fill(item))
             parts = {"latents": latents, "stds": item.get("stds")}
+        else:
+            free = cut or not prompt
+            parts = self._made_alone(task, item, text, guided=guided, free=free)
+        states = None
+        if self.text_states is not None:
+            features = self.shown_pictures(task, item, text).features
+            states = self.text_states(text.ids, features)
         example = make_example(
             self.in_rows(task),
             **parts,
             text_ids=text.ids,
             text_names=text.names,
-            text_states=None if self.text_states is None else self.text_states(text.ids),
+            text_states=states,
             example_id=example_id,
             patch=self.patch,
             plan=plan,
@@ -187,10 +226,10 @@ class ExampleMaker:
     def _encode(self, filled: Sequence[tuple[FrameSpec, Any]]) -> list[np.ndarray]:
         return [self.autoencoder.encode(CODECS[frame.codec].draw(v)) for frame, v in filled]
 
-    def _on_channels(
+    def _made_alone(
         self, task: Task, item: Item, text: Encoded, *, guided: bool, free: bool
     ) -> dict[str, Any]:
-        """Arguments of `make_example` with guidance on channels.
+        """Arguments of `make_example` with guidance on channels or in the prompt.
 
         Args:
           task: the task.
@@ -215,9 +254,10 @@ class ExampleMaker:
         if item.get("stds"):
             parts["stds"] = [item["stds"][i] for i in made]
         blank = np.zeros_like(parts["latents"][0])
-        parts["guide"] = Guide(blank, blank[..., 0])
-        if guided:
-            grid = blank.shape[:2]
+        grid = blank.shape[:2]
+        if self.guidance == "channels":
+            parts["guide"] = Guide(blank, blank[..., 0])
+        if self.guidance == "channels" and guided:
             if task.region and task.region not in item:
                 raise ConfigError(
                     f"examples of task {task.name!r} have no {task.region!r}, which guidance on "
@@ -228,27 +268,68 @@ class ExampleMaker:
         if self.identity is None:
             if assets:
                 raise ConfigError(
-                    "reference objects need data.identity with guidance on channels; for example "
-                    "--set data.identity.encoder=pixels"
+                    f"reference objects need data.identity with data.guidance={self.guidance!r}; "
+                    "for example --set data.identity.encoder=pixels"
                 )
             return parts
-        names = [frame_names(task, len(frames))[i] for i in assets]
+        names = list(self._references(task, item).values())
         missing = [name for name in names if name not in text.names]
         if missing and not free:
             raise ValueError(f"the prompt names no IMG{missing[0]}, nor {PLACEHOLDER} for it")
-        number = {name: place for place, name in enumerate(names, start=1)}
+        entity = {name: place for place, name in enumerate(names, start=1)}
         features = item.get("features")
+        if features is None and encoded and assets:
+            raise ConfigError(
+                f"examples of task {task.name!r} have no features of their reference objects: "
+                "encode them with data.identity"
+            )
+        parts["assets"] = self._vectors(features, [values[i] for i in assets])
+        vectors = places_of(self.identity).vectors
+        parts["text_assets"] = _vector_numbers(text.names, entity, vectors=vectors)
+        if self.entities:
+            parts["entity_masks"] = self._entity_masks(item, grid=grid, count=len(names))
+            parts["text_entities"] = [entity.get(name, 0) for name in text.names]
+        return parts
+
+    def _vectors(self, features: np.ndarray | None, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows of the asset table: of features that were computed before, or of pictures."""
+        assert self.identity is not None
+        none = self.identity(np.zeros((0, 1, 1, 3), np.uint8))
         if features is None:
-            if encoded and assets:
-                raise ConfigError(
-                    f"examples of task {task.name!r} have no features of their reference objects: "
-                    "encode them with data.identity"
-                )
-            features = [self.identity(values[i][None])[0] for i in assets]
-        return parts | {
-            "assets": np.asarray(features, np.float32).reshape(-1, self.identity.dim),
-            "text_assets": [number.get(name, 0) for name in text.names],
-        }
+            found = [none, *(self.identity(picture[None]) for picture in pictures)]
+            features = np.concatenate(found)
+        return np.asarray(features, none.dtype).reshape(-1, self.identity.dim)
+
+    def shown_pictures(self, task: Task, item: Item, text: Encoded) -> "Shown":
+        """What a multimodal text encoder reads of the pictures in an item's prompt."""
+        if self.identity is None or self.guidance != "prompt":  # it stands behind the encoder
+            return Shown([0] * len(text.ids), None)
+        places = self._references(task, item)
+        entity = {name: number for number, name in enumerate(places.values(), start=1)}
+        numbers = _vector_numbers(text.names, entity, vectors=places_of(self.identity).vectors)
+        used = sorted({number for number in numbers if number})
+        if not used:
+            return Shown(numbers, None)
+        pictures = []
+        if item.get("features") is None:
+            values = [value for _, value in task.fill(item)]
+            pictures = [values[i] for i in places]
+        rows = self._vectors(item.get("features"), pictures)
+        order = {number: place for place, number in enumerate(used, start=1)}
+        return Shown([order.get(number, 0) for number in numbers], rows[[n - 1 for n in used]])
+
+    def _entity_masks(self, item: Item, *, grid: tuple[int, int], count: int) -> np.ndarray:
+        """Shares of latent pixels, one map a column; of references without masks none."""
+        masks = item.get("entity_masks", ())
+        if len(masks) > self.entities:
+            raise ConfigError(
+                f"an example has masks of {len(masks)} entities, data.entities={self.entities}; "
+                f"for example --set data.entities={len(masks)}"
+            )
+        shares = np.zeros((self.entities, *grid), np.float32)
+        for share, mask in zip(shares, masks, strict=False):
+            share[:] = mask if mask.dtype != bool else fit_mask(mask, grid=grid)
+        return shares
 
     def training_example(
         self, source: Source, mix: TaskMix, record: Any, index: int, rng: np.random.Generator
@@ -283,6 +364,30 @@ def _check_finite(example: Example) -> None:
     for key, value in example.items():
         if value.dtype.kind not in "iub" and not np.isfinite(value).all():
             raise ValueError(f"its {key} are not finite")
+
+
+def _widen(
+    ids: Sequence[int], names: Sequence[int], widened: Collection[int], *, words: int
+) -> tuple[list[int], list[int]]:
+    """Repeats the pieces of some names so that each takes at least `words` places."""
+    found: tuple[list[int], list[int]] = ([], [])
+    for name, run in itertools.groupby(zip(ids, names, strict=True), key=lambda piece: piece[1]):
+        pieces = [piece for piece, _ in run]
+        more = max(words - len(pieces), 0) if name in widened else 0
+        pieces += pieces[-1:] * more
+        found[0].extend(pieces)
+        found[1].extend([name] * len(pieces))
+    return found
+
+
+def _vector_numbers(names: Sequence[int], entity: Mapping[int, int], *, vectors: int) -> list[int]:
+    """Which row (1 and up) of the assets' vectors each text token shows; 0 for none."""
+    numbers: list[int] = []
+    for name, run in itertools.groupby(names):
+        for place, _ in enumerate(run):
+            shown = (entity[name] - 1) * vectors + min(place, vectors - 1) if name in entity else -1
+            numbers.append(1 + shown)
+    return numbers
 
 
 def name_places(prompt: str, task: Task) -> str:

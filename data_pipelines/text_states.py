@@ -4,15 +4,17 @@
     FOLDER/states-00000-of-00008.array_record      a prompt each: bfloat16 (tokens, width)
     FOLDER/states-00000-of-00008.json              {records, bytes, sha256, keys}
 
-A prompt's key is a hash of its token ids, so that data sets share what they say alike. Training
-looks each prompt up in place of running the encoder in the step (`data.text_states`).
+A prompt's key is a hash of its token ids, and of the pixels of the pictures among them where the
+encoder reads these, so that data sets share what they say alike. Training looks each prompt up in
+place of running the encoder in the step (`data.text_states`). A folder is of one encoder, by the
+digest of its weights.
 """
 
 import base64
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +22,13 @@ import numpy as np
 from data_pipelines import shards
 from data_pipelines.blobs import BlobError, pack_blob, unpack_blob
 from data_pipelines.encoded import EncodedSource
-from data_pipelines.mixture import ExampleMaker, TaskMix, name_places
+from data_pipelines.mixture import ExampleMaker, TaskMix
 from data_pipelines.shards import ShardError
 from unidiff_jax.config import ConfigError
 from unidiff_jax.outside import fits
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.processes import first_alone, meet, own_pieces
+from unidiff_jax.tasks import Task
 
 SCHEMA = "text_states/1"
 _KEY = "unidiff"
@@ -33,28 +36,64 @@ _KEY_BYTES = 16
 _UNIT = 64
 """Prompts are padded to a multiple of this, so that a few lengths are compiled."""
 
-Encode = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""States (b, s, e) of ids (b, s) and mask (b, s)."""
+Encode = Callable[["Batched"], np.ndarray]
+"""States (b, s, e) of prompts."""
 
 
-def prompt_key(ids: Sequence[int]) -> bytes:
-    """The name of a prompt."""
-    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).digest()[:_KEY_BYTES]
+class Batched(NamedTuple):
+    """Prompts of one length for the encoder.
+
+    Attributes:
+      ids: (b, s).
+      mask: (b, s), 1 where the prompt is.
+      asset: (b, s), the row of `features` that each place shows; 0 for a word.
+      features: (b, a, width) of the pictures, row 0 is none; None where the encoder reads none.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    asset: np.ndarray
+    features: np.ndarray | None
+
+
+class Prompt(NamedTuple):
+    """One prompt.
+
+    Attributes:
+      ids: of its tokens.
+      key: its name (`prompt_key`).
+      shown: of each token the number of the picture that it shows, from 1; 0 for a word.
+      load: reads the pictures' features (n, width); None where it has none.
+    """
+
+    ids: tuple[int, ...]
+    key: bytes
+    shown: tuple[int, ...]
+    load: Callable[[], np.ndarray] | None = None
+
+
+def prompt_key(ids: Sequence[int], features: np.ndarray | None = None) -> bytes:
+    """The name of a prompt, of its ids and of what the encoder reads of its pictures."""
+    digest = hashlib.sha256(np.asarray(ids, "<i4").tobytes())
+    if features is not None:
+        digest.update(f"{features.dtype.str} {features.shape}".encode())
+        digest.update(np.ascontiguousarray(features).tobytes())
+    return digest.digest()[:_KEY_BYTES]
 
 
 def all_prompts(
     sources: Mapping[str, EncodedSource], mixes: Sequence[TaskMix], maker: ExampleMaker
-) -> Iterator[list[int]]:
-    """Token ids of every prompt that training may write, each once; the dropped one first."""
+) -> Iterator[Prompt]:
+    """Every prompt that training may write, each once; the dropped one first."""
     seen: set[bytes] = set()
 
-    def fresh(prompt: str) -> Iterator[list[int]]:
-        ids = list(maker.encode_prompt(prompt, cut=True).ids)
-        if (key := prompt_key(ids)) not in seen:
-            seen.add(key)
-            yield ids
+    def fresh(prompt: Prompt) -> Iterator[Prompt]:
+        if prompt.key not in seen:
+            seen.add(prompt.key)
+            yield prompt
 
-    yield from fresh("")
+    empty = tuple(maker.encode_prompt("", cut=True).ids)
+    yield from fresh(Prompt(empty, prompt_key(empty), (0,) * len(empty)))
     for mix in mixes:
         source = sources[mix.task.name]
         for index in range(len(source)):
@@ -62,11 +101,31 @@ def all_prompts(
             choices = [[t] if isinstance(t, str) else t for t in record.texts.values()]
             for texts in itertools.product(*choices):
                 item = dict(zip(record.texts, texts, strict=True)) | {"tags": record.tags}
-                yield from fresh(name_places(mix.task.write(item, style=maker.style), mix.task))
+                item |= {"latents": record.means, "features": record.features}
+                yield from fresh(_read(source, index, item, mix.task, maker))
+
+
+def _read(
+    source: EncodedSource, index: int, item: Mapping[str, Any], task: Task, maker: ExampleMaker
+) -> Prompt:
+    prompt = task.write(item, style=maker.style)
+    text = maker.encode_item(prompt, task, item, cut=True)
+    shown, features = maker.shown_pictures(task, item, text)
+    load = None
+    if features is not None:
+
+        def load() -> np.ndarray:
+            record = source[index]
+            again = {**item, "latents": record.means, "features": record.features}
+            found = maker.shown_pictures(task, again, text).features
+            assert found is not None  # as it was when the prompt was read
+            return found
+
+    return Prompt(tuple(text.ids), prompt_key(text.ids, features), tuple(shown), load)
 
 
 def write_states(
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     encode: Encode,
     folder: AnyPath,
@@ -80,7 +139,7 @@ def write_states(
     The processes of a job share the shards, and return when all are finished.
 
     Args:
-      prompts: token ids.
+      prompts: what to encode.
       encode: the encoder.
       folder: to write.
       origin: what decides the states, for the manifest.
@@ -92,7 +151,7 @@ def write_states(
       ConfigError: the folder was begun with other settings or prompts.
     """
     folder = as_path(folder)
-    digest = hashlib.sha256(b"".join(map(prompt_key, prompts))).hexdigest()
+    digest = hashlib.sha256(b"".join(prompt.key for prompt in prompts)).hexdigest()
     manifest = {"origin": dict(origin), "prompts": len(prompts), "digest": digest}
     with first_alone(f"claim {folder}"):
         shards.claim_folder(
@@ -106,29 +165,44 @@ def write_states(
     places = list(zip(shards.shard_names("states", num_shards), parts, strict=True))
     for name, part in own_pieces(places):
         if shards.read_entry(folder, name) is None:
-            ordered = sorted((prompts[i] for i in part), key=len)
+            ordered = sorted((prompts[i] for i in part), key=_size)
             count = shards.write_shard(
                 folder / name, _records(ordered, encode=encode, batch=batch, done=on_prompts)
             )
-            keys = base64.b64encode(b"".join(map(prompt_key, ordered))).decode()
+            keys = base64.b64encode(b"".join(prompt.key for prompt in ordered)).decode()
             shards.write_entry(folder / name, records=count, keys=keys)
         else:
             on_prompts(len(part))
     meet(f"states {folder}")
 
 
+def _size(prompt: Prompt) -> tuple[int, int]:
+    """Padded length and number of pictures, for which the encoder is compiled."""
+    return -(-len(prompt.ids) // _UNIT) * _UNIT, max(prompt.shown, default=0)
+
+
 def _records(
-    prompts: Sequence[Sequence[int]], *, encode: Encode, batch: int, done: Callable[[int], Any]
+    prompts: Sequence[Prompt], *, encode: Encode, batch: int, done: Callable[[int], Any]
 ) -> Iterator[bytes]:
-    by_length = itertools.groupby(prompts, key=lambda ids: -(-len(ids) // _UNIT) * _UNIT)
-    for length, group in by_length:
+    for (length, pictures), group in itertools.groupby(prompts, key=_size):
         for part in _batches(group, batch):
-            ids, mask = np.zeros((2, batch, length), np.int32)
+            ids, mask, asset = np.zeros((3, batch, length), np.int32)
+            features = None
             for row, prompt in enumerate(part):
-                ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
-            states = np.asarray(encode(ids, mask)).astype(jnp.bfloat16)
+                count = len(prompt.ids)
+                ids[row, :count], mask[row, :count], asset[row, :count] = (
+                    prompt.ids,
+                    1,
+                    prompt.shown,
+                )
+                if prompt.load is not None:
+                    own = prompt.load()
+                    if features is None:
+                        features = np.zeros((batch, 1 + pictures, own.shape[1]), own.dtype)
+                    features[row, 1 : 1 + len(own)] = own
+            states = np.asarray(encode(Batched(ids, mask, asset, features))).astype(jnp.bfloat16)
             for row, prompt in enumerate(part):
-                bits = np.ascontiguousarray(states[row, : len(prompt)]).view(np.uint16)
+                bits = np.ascontiguousarray(states[row, : len(prompt.ids)]).view(np.uint16)
                 yield pack_blob({"states": bits}, {"schema": SCHEMA}, key=_KEY)
             done(len(part))
 
@@ -182,13 +256,13 @@ class TextStates:
             for number, start in enumerate(range(0, len(keys), _KEY_BYTES))
         }
 
-    def __call__(self, ids: Sequence[int]) -> np.ndarray:
-        """bfloat16 states (s, e) of a prompt.
+    def __call__(self, ids: Sequence[int], features: np.ndarray | None = None) -> np.ndarray:
+        """bfloat16 states (s, e) of a prompt with these ids and features of pictures.
 
         Raises:
           ConfigError: it was not there when the states were written.
         """
-        place = self._place.get(prompt_key(ids))
+        place = self._place.get(prompt_key(ids, features))
         if place is None:
             raise ConfigError(
                 f"data.text_states: {self._folder} has no states of a prompt of {len(ids)} tokens; "

@@ -94,8 +94,9 @@ def encode(config: ConfigDict, *, only: list[str] | None = None) -> None:
 
 
 def make_guides(config: ConfigDict) -> Guides:
-    """What records hold beside latents, where the config guides on channels."""
-    if config.data.get("guidance") != "channels":
+    """What records hold beside latents, where the config guides on channels or in the prompt."""
+    guidance = config.data.get("guidance", "frames")
+    if guidance == "frames":
         return Guides()
     settings = config.data.get("identity")
     origin = {}
@@ -108,7 +109,11 @@ def make_guides(config: ConfigDict) -> Guides:
         else:
             with path.open("rb") as file:
                 origin["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return Guides(regions=True, identity=make_identity(config), origin=origin)
+    identity, entities = make_identity(config), bool(config.data.get("entities"))
+    if entities:
+        origin["entities"] = True
+    regions = guidance == "channels"
+    return Guides(regions=regions, entities=entities, identity=identity, origin=origin)
 
 
 def check_fields(fields: tuple[str, ...], *, task: Task, name: str, guided: bool = False) -> None:

@@ -15,17 +15,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
+from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.build import make_maker, make_sources, make_tokenizer, text_origin
 from data_pipelines.mixture import parse_mixture
-from data_pipelines.text_states import all_prompts, write_states
+from data_pipelines.text_states import Batched, all_prompts, write_states
 from launch import command
 from unidiff_jax.config import ConfigError
+from unidiff_jax.models.text_encoder import MULTIMODAL, text_kind
 from unidiff_jax.processes import join_job
-from unidiff_jax.sample.encoders import LoadedText, encode_text
+from unidiff_jax.sample.encoders import LoadedText
 
 
 def define_flags() -> None:
@@ -66,13 +69,22 @@ def precompute(config: ConfigDict, *, num_shards: int, batch: int) -> None:
         dtype=config.text.dtype,
         round_to=config.init.frozen_dtype,
         skip_layers=config.text.get("skip_layers", 0),
+        multimodal=True,
     )
-    run = functools.partial(encode_text, text.params, graphdef=text.graphdef)
+    width = config.data.identity.dim if text_kind(config.text) in MULTIMODAL else None
+    run = functools.partial(encode_prompts, text.params, graphdef=text.graphdef)
+
+    def encode(prompts: Batched) -> np.ndarray:
+        features = prompts.features
+        if features is None and width is not None:
+            features = np.zeros((len(prompts.ids), 1, width), np.uint8)
+        return jax.device_get(run(*prompts[:3], features))
+
     others = jax.process_index() != 0
     with tqdm(total=len(prompts), unit="prompt", desc="states", disable=others) as bar:
         write_states(
             prompts,
-            encode=lambda ids, mask: jax.device_get(run(jnp.asarray(ids), jnp.asarray(mask))),
+            encode=encode,
             folder=folder,
             origin=origin,
             num_shards=min(num_shards, len(prompts)),
@@ -81,6 +93,16 @@ def precompute(config: ConfigDict, *, num_shards: int, batch: int) -> None:
         )
     if jax.process_index() == 0:
         print(f"{folder}: {len(prompts)} prompts")
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def encode_prompts(params, ids, mask, asset, features, *, graphdef):
+    """The program of `precompute`; without features the encoder reads words alone."""
+    encoder = nnx.merge(graphdef, params)
+    if features is None:
+        return encoder(ids, segment=mask).astype(jnp.float32)
+    states = encoder.read_assets(ids, segment=mask, asset=asset, features=features)
+    return states.astype(jnp.float32)
 
 
 if __name__ == "__main__":

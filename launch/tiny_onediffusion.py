@@ -1,10 +1,11 @@
 """Writes a small OneDiffusion folder with random weights, in the layout of the released one.
 
-    python -m launch.tiny_onediffusion --out runs/tiny-onediffusion
+    python -m launch.tiny_onediffusion --out runs/tiny-onediffusion --blip2 runs/tiny-blip2
 
 It paints noise, and it shows the way: every command that takes a released folder takes this one.
 All parts have the released architecture (queries in groups, norms of queries and keys, a 16-channel
-autoencoder, T5 version 1.1) at a thousandth of its size.
+autoencoder, T5 version 1.1) at a thousandth of its size. `--blip2` writes a small BLIP-2 beside it,
+for `configs/unimog.py`.
 """
 
 import jax
@@ -16,14 +17,16 @@ from flax import nnx
 from data_pipelines.miniworld.language import VOCABULARY
 from launch import command
 from unidiff_jax.models.dit import DiT
+from unidiff_jax.models.multimodal import MultimodalEncoder
 from unidiff_jax.models.t5 import T5Encoder
 from unidiff_jax.models.vae import AutoencoderKL, VAEConfig
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.denoiser import Denoiser, NextDiTConfig
 from unidiff_jax.sample.encoders import LoadedText, LoadedVAE, t5_config
+from unidiff_jax.sample.multimodal import LoadedMultimodal, multimodal_config
 from unidiff_jax.sample.onediffusion import FlowMatchSchedule, OneDiffusionPipeline
 from unidiff_jax.tasks import TASKS
-from unidiff_jax.text import FRAME_NAMES, load_tokenizer, train_tokenizer
+from unidiff_jax.text import FRAME_NAMES, Tokenizer, load_tokenizer, train_tokenizer
 from unidiff_jax.types import Params
 
 TRANSFORMER = {
@@ -70,11 +73,31 @@ T5 = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+BLIP2 = {
+    "model_type": "blip-2",
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "qformer_config": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "text_config": T5,
+    "num_query_tokens": 4,
+}
 SCHEDULE = FlowMatchSchedule(shift=3.0, use_dynamic_shifting=True)
 
 
 def define_flags() -> None:
     flags.DEFINE_string("out", "runs/tiny-onediffusion", "Folder to write.")
+    flags.DEFINE_string("blip2", "", "Folder for a small BLIP-2 too.")
     flags.DEFINE_integer("seed", 0, "Of the weights.", lower_bound=0)
 
 
@@ -83,20 +106,15 @@ def main(argv: list[str]) -> None:
     command.quiet_libraries()
     write_tiny_pipeline(flags.FLAGS.out, seed=flags.FLAGS.seed)
     print(flags.FLAGS.out)
+    if flags.FLAGS.blip2:
+        write_tiny_blip2(flags.FLAGS.blip2, seed=flags.FLAGS.seed)
+        print(flags.FLAGS.blip2)
 
 
 def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
     """Writes the folder; the same seed gives the same weights."""
     folder = as_path(folder)
-    words = sorted({task.prompt.split()[0] for task in TASKS.values()})
-    train_tokenizer(
-        (f"{a} {b}" for a in sorted(VOCABULARY) for b in sorted(VOCABULARY)),
-        folder=folder / "tokenizer",
-        vocab_size=T5["vocab_size"] - len(FRAME_NAMES),
-        words=words,
-        extra_ids=len(FRAME_NAMES),
-    )
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = _write_tokenizer(folder / "tokenizer")
     keys = iter(jax.random.split(jax.random.key(seed), 3))
 
     def start(make) -> tuple[nnx.GraphDef, Params]:
@@ -113,6 +131,27 @@ def write_tiny_pipeline(folder: AnyPath, *, seed: int = 0) -> None:
         text=LoadedText(tokenizer, text, *start(lambda rngs: T5Encoder(text, rngs=rngs)), (T5,)),
         schedule=SCHEDULE,
     ).save_pretrained(folder)
+
+
+def write_tiny_blip2(folder: AnyPath, *, seed: int = 0) -> None:
+    """Writes a BLIP-2 with its tokenizer, of whose language model the encoder alone."""
+    config = multimodal_config(BLIP2)
+    encoder = MultimodalEncoder(config, rngs=nnx.Rngs(params=jax.random.key(seed)))
+    graphdef, state = nnx.split(encoder)
+    params = _moved(nnx.to_pure_dict(state), seed)
+    tokenizer = _write_tokenizer(as_path(folder))
+    LoadedMultimodal(tokenizer, config, graphdef, params, BLIP2).save_pretrained(folder)
+
+
+def _write_tokenizer(folder: AnyPath) -> Tokenizer:
+    train_tokenizer(
+        (f"{a} {b}" for a in sorted(VOCABULARY) for b in sorted(VOCABULARY)),
+        folder=folder,
+        vocab_size=T5["vocab_size"] - len(FRAME_NAMES),
+        words=sorted({task.prompt.split()[0] for task in TASKS.values()}),
+        extra_ids=len(FRAME_NAMES),
+    )
+    return load_tokenizer(folder)
 
 
 def _moved(params: Params, seed: int) -> Params:

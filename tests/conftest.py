@@ -102,6 +102,16 @@ def released(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def blip2(tmp_path_factory):
+    """A tiny BLIP-2 folder with its tokenizer."""
+    from launch.tiny_onediffusion import write_tiny_blip2
+
+    folder = tmp_path_factory.mktemp("blip2")
+    write_tiny_blip2(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bucket():
     """A bucket on an emulator of the store, for this process and those that it starts.
 

@@ -17,6 +17,7 @@ SCRIPTS = (
     "test",
     "quickstart",
     "lock",
+    "reproduce_unimog",
     "reproduce_unireal",
     "reproduce_univg",
     "reproduce_video",

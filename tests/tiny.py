@@ -91,6 +91,25 @@ def guided_example(number: int, *, sides: tuple[int, int] = (2, 2), width: int =
     )
 
 
+def entity_example(
+    number: int, *, entities: int = 2, sides: tuple[int, int] = (2, 2), columns: int = 3
+) -> Example:
+    """A picture whose first words show entities, one a word, whose masks have `columns` columns."""
+    rng = np.random.default_rng([number, 8])
+    shape = (sides[0] * PATCH, sides[1] * PATCH, CHANNELS)
+    masks = np.zeros((columns, *shape[:2]), np.float32)
+    masks[:entities] = rng.integers(0, 2, (entities, *shape[:2]))
+    return make_example(
+        get_task("text_to_image"),
+        latents=[rng.uniform(-1, 1, shape).astype(np.float32)],
+        text_ids=[*rng.integers(2, TEXT.vocab_size, 3).tolist(), 1],
+        entity_masks=masks,
+        text_entities=[*range(1, entities + 1), *[0] * (4 - entities)],
+        example_id=number,
+        patch=PATCH,
+    )
+
+
 def mixed_examples(count: int = 6) -> list[Example]:
     """Examples of several tasks, sizes and text lengths."""
     tasks = ("depth", "text_to_image", "segment", "edit", "depth_to_image", "inpaint")

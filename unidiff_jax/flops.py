@@ -18,7 +18,9 @@ scanned body once.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from unidiff_jax.models.clip import CLIPTowersConfig
 from unidiff_jax.models.dit import DiTConfig
+from unidiff_jax.models.multimodal import MultimodalConfig, PatchT5Config
 from unidiff_jax.models.pixels import PixelConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.text_encoder import TextConfig
@@ -124,13 +126,45 @@ def _residual_block(width: int, out: int) -> int:
 def _encoder(config: TextConfig, batch: Batch, trained: bool) -> Iterable[Product]:
     b, s = batch.text_segment.shape
     operands = 2 if trained else 0
+    if isinstance(config, PatchT5Config | MultimodalConfig):
+        yield from _pictures(config, batch, operands)
+        config = config.text
     for d, inner, ffn, layers in _encoder_sizes(config):
         yield Product("text.projections", 4 * b * s * d * inner, operands, layers)
         yield Product("text.attention", 2 * b * s * s * inner, operands, layers)
         yield Product("text.ffn", b * s * d * ffn, operands, layers)
 
 
-def _encoder_sizes(config: TextConfig) -> list[tuple[int, int, int, int]]:
+def _pictures(
+    config: PatchT5Config | MultimodalConfig, batch: Batch, operands: int
+) -> Iterable[Product]:
+    """What brings the rows of the asset table to the words' width."""
+    assert batch.asset_features is not None
+    b, a, width = batch.asset_features.shape
+    e = config.text.d_model
+    if isinstance(config, PatchT5Config):
+        yield Product("text.picture_in", b * a * width * e, min(operands, 1))
+        return
+    v, q, queries = config.vision, config.qformer, config.num_query_tokens
+    patches, n = (v.image_size // v.patch_size) ** 2, b * (a - 1)
+    d, places = v.hidden_size, patches + 1
+    yield Product("vision.patches", n * patches * 3 * v.patch_size**2 * d, min(operands, 1))
+    yield Product("vision.projections", 4 * n * places * d * d, operands, v.num_hidden_layers)
+    yield Product("vision.attention", 2 * n * places**2 * d, operands, v.num_hidden_layers)
+    ffn = 2 * n * places * d * v.intermediate_size
+    yield Product("vision.ffn", ffn, operands, v.num_hidden_layers)
+    h, layers = q.hidden_size, q.num_hidden_layers
+    looks = layers // q.cross_attention_frequency
+    yield Product("qformer.projections", 4 * n * queries * h * h, operands, layers)
+    yield Product("qformer.attention", 2 * n * queries**2 * h, operands, layers)
+    yield Product("qformer.ffn", 2 * n * queries * h * q.intermediate_size, operands, layers)
+    cross = 2 * n * queries * h * h + 2 * n * places * d * h
+    yield Product("qformer.cross_projections", cross, operands, looks)
+    yield Product("qformer.cross_attention", 2 * n * queries * places * h, operands, looks)
+    yield Product("text.projection", n * queries * h * e, operands)
+
+
+def _encoder_sizes(config: T5Config | CLIPTowersConfig) -> list[tuple[int, int, int, int]]:
     """Of each tower: width, width of all heads, feed-forward width times matrices, layers."""
     if isinstance(config, T5Config):
         return [
@@ -182,4 +216,6 @@ def _denoiser(c: DiTConfig, batch: Batch, trained_text: bool, examples: int) -> 
     yield Product("attention.text_projections", 2 * b * s * e * kv, count=layers)
     yield Product("attention.image", 2 * b * t * t * d // examples, count=layers)
     yield Product("attention.text", 2 * b * t * s * d // examples, count=layers)
+    if batch.entity_mask is not None:
+        yield Product("attention.maps", 2 * b * t * s * d // examples, count=len(c.map_layers))
     yield Product("ffn", 3 * b * t * d * c.ffn_dim, count=layers)

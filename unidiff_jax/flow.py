@@ -5,7 +5,8 @@ The path mixes data x and noise n linearly (rectified flow; Liu 2022, Lipman 202
     x_sigma = sigma * n + (1 - sigma) * x,        sigma = 1 is noise, sigma = 0 is data      (1)
     v = d x_sigma / d sigma = n - x                                                          (2)
 
-A network may predict the velocity v, the data x or the noise n; each gives the others:
+A network may predict the velocity v, the data x or the noise n; each gives the others. Systems
+that predict noise in their papers (UNIMO-G) can be compared by `prediction="eps", loss="eps"`:
 
     x = x_sigma - sigma * v                                                                  (3)
     v = (x_sigma - x) / sigma                                                                (4)
@@ -50,6 +51,7 @@ class FlowConfig:
       time_mean, time_std: parameters of the logit-normal.
       timed_conditions: whether given frames carry the embedding of noise level 0, as OneDiffusion's
         do, or none, as UniReal's.
+      map_weight: of the error of attention maps in the loss (`models.dit`); 0 computes none.
     """
 
     prediction: str = "v"
@@ -59,6 +61,7 @@ class FlowConfig:
     time_mean: float = 0.0
     time_std: float = 1.0
     timed_conditions: bool = True
+    map_weight: float = 0.0
 
     def __post_init__(self):
         for key, value, choices in (
@@ -70,6 +73,8 @@ class FlowConfig:
                 raise ConfigError(f"flow.{key}={value!r} is unknown; one of {', '.join(choices)}")
         if not 0 < self.min_sigma < 1:
             raise ConfigError(f"flow.min_sigma={self.min_sigma} must lie in (0, 1), say 0.05")
+        if self.map_weight < 0:
+            raise ConfigError(f"flow.map_weight={self.map_weight} must not be negative, say 0.1")
 
 
 def shift_sigma(sigma: Float[AnyArray, "..."], shift: Float[AnyArray, "..."] | float):

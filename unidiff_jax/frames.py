@@ -106,14 +106,17 @@ Example = dict[str, np.ndarray]
     visual       (t, p) float32    latents of the picture that guides each place, or (t, 0)
     mask         (t, m) float32    share of each latent pixel that is to be made, or (t, 0)
     text_asset   (s,)   int32      number of the asset whose features replace the word; 0 for none
-    asset_table  (a, w) float32    features of the assets, or (a, 0)
+    asset_table  (a, w) float32    features of the assets, or (a, 0); uint8 where they are pixels
+    text_entity  (s,)   int32      number of the example's entity that the word shows; 0 for none
+    entity_mask  (t, n) float32    share of the token that each entity covers, or (t, 0)
 
-With guidance on channels (`GUIDANCE`) only generated frames have tokens.
+With guidance on channels or in the prompt (`GUIDANCE`) only generated frames have tokens.
 """
 
-GUIDANCE = ("frames", "channels")
-"""How given pictures condition: as clean frames of the sequence (OneDiffusion, UniReal), or on the
-channels of the frames that are made, at no cost in tokens (UniVG)."""
+GUIDANCE = ("frames", "channels", "prompt")
+"""How given pictures condition: as clean frames of the sequence (OneDiffusion, UniReal), on the
+channels of the frames that are made, at no cost in tokens (UniVG), or between the words of the
+prompt alone, where an encoder of text and pictures reads them (UNIMO-G)."""
 
 PLANS = ("clean", "independent", "shared")
 """Noise plans of a task in training: conditions stay clean and only generated frames are noised and
@@ -136,6 +139,8 @@ def make_example(
     guide: "Guide | None" = None,
     assets: np.ndarray | None = None,
     text_assets: Sequence[int] | None = None,
+    entity_masks: np.ndarray | None = None,
+    text_entities: Sequence[int] | None = None,
 ) -> Example:
     """Makes the flat arrays of one example.
 
@@ -154,17 +159,20 @@ def make_example(
       guide: what stands on the channels of every frame; None for no such channels.
       assets: (a, w) features of reference pictures; None for none.
       text_assets: of each text token, the number (1 and up) of the asset that replaces its state.
+      entity_masks: (n, h, w) share of each latent pixel of the frames that are made that each
+        entity covers; None where no loss asks for it.
+      text_entities: of each text token, the number (1 and up) of the entity that it shows.
 
     Raises:
       ValueError: another number of frames than the task has, a frame that does not divide into
-        patches or has too many, a guide of another size, no text, or no such plan.
+        patches or has too many, a guide or masks of another size, no text, or no such plan.
     """
     if plan not in PLANS:
         raise ValueError(f"unknown noise plan {plan!r}; plans are: {', '.join(PLANS)}")
     if not len(text_ids):
         raise ValueError("an example needs at least one text token")
     names = frame_names(task, len(latents))
-    tokens, index, mask, table, visual, made = [], [], [], [], [], []
+    tokens, index, mask, table, visual, made, entities = [], [], [], [], [], [], []
     for number, (spec, latent) in enumerate(zip(task.sequence(len(latents)), latents, strict=True)):
         generated = spec.field in task.generate and number < len(task.frames)
         given = plan == "clean" and not generated
@@ -186,6 +194,14 @@ def make_example(
                 )
             visual.append(patchify(guide.visual, patch=patch))
             made.append(patchify(guide.mask[..., None], patch=patch))
+        if entity_masks is not None:
+            if entity_masks.shape[1:] != latent.shape[:2]:
+                raise ValueError(
+                    f"masks of {entity_masks.shape[1:]} do not fit a frame of {latent.shape}"
+                )
+            cut = patchify(np.moveaxis(entity_masks, 0, -1), patch=patch)
+            share = cut.reshape(len(patches), patch**2, -1).mean(axis=1)
+            entities.append(share if generated else np.zeros_like(share))
         tokens.append(patches)
         index.append(np.stack([frame, frame, y, x], axis=1))
         mask.append(np.full(len(patches), not given, np.float32))
@@ -212,7 +228,9 @@ def make_example(
         "visual": _columns(visual, rows=len(means)),
         "mask": _columns(made, rows=len(means)),
         "text_asset": np.asarray(text_assets or [0] * len(text_ids), np.int32),
-        "asset_table": _columns([] if assets is None else [assets], rows=0),
+        "asset_table": np.zeros((0, 0), np.float32) if assets is None else assets,
+        "text_entity": np.asarray(text_entities or [0] * len(text_ids), np.int32),
+        "entity_mask": _columns(entities, rows=len(means)),
     }
 
 
@@ -249,18 +267,20 @@ def fit_mask(mask: np.ndarray, *, grid: tuple[int, int]) -> Float[np.ndarray, "h
     return cut.mean(axis=(1, 3))
 
 
-def made_alone(task: Task) -> Task:
-    """The task with the frames that it makes and no others, for guidance on channels.
+def made_alone(task: Task, *, guidance: str = "channels") -> Task:
+    """The task with the frames that it makes and no others, for other guidance than by frames.
 
     Raises:
-      ConfigError: it is given several pictures beside assets, or makes any number of frames.
+      ConfigError: it is given more pictures beside assets than the guidance holds, which is one on
+        channels and none in the prompt, or makes any number of frames.
     """
     frames = tuple(frame for frame in task.frames if frame.field in task.generate)
     given = [f for f in task.frames if f not in frames and f.role != Role.ASSET]
-    if len(given) > 1 or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
+    room = {"channels": 1, "prompt": 0}[guidance]
+    if len(given) > room or any(f.kind == Kind.RAY for f in given) or _repeats_made(task):
+        holds = "on channels, which hold one picture" if room else "in the prompt by references"
         raise ConfigError(
-            f"task {task.name!r} cannot be guided on channels, which hold one picture; "
-            "data.guidance='frames' can"
+            f"task {task.name!r} cannot be guided {holds}; data.guidance='frames' can"
         )
     return dataclasses.replace(task, frames=frames, repeats=0)
 
@@ -311,6 +331,8 @@ class RowSize(NamedTuple):
             "mask": self.tokens,
             "text_asset": self.text,
             "asset_table": self.assets - 1,
+            "text_entity": self.text,
+            "entity_mask": self.tokens,
         }
 
 
@@ -332,7 +354,9 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
     columns = {k: _pad_front(table[i]) for i, k in enumerate(FRAME_COLUMNS)}
     position = np.arange(len(text_segment)) - _first_places(text_segment, segments)[text_segment]
     has_states = packed["text_states"].shape[-1] > 0
-    has_guide, has_assets = (packed[name].shape[-1] > 0 for name in ("visual", "asset_table"))
+    has_guide, has_assets, has_entities = (
+        packed[name].shape[-1] > 0 for name in ("visual", "asset_table", "entity_mask")
+    )
     first_asset = _first_places(packed["asset_table_segment_ids"], segments)
     asset = packed["text_asset"]
     asset = np.where(asset > 0, asset + first_asset[text_segment], 0).astype(np.int32)
@@ -357,6 +381,8 @@ def finalize_row(packed: Mapping[str, np.ndarray]) -> Batch:
         mask=packed["mask"] if has_guide else None,
         text_asset=asset if has_assets else None,
         asset_features=_pad_front(packed["asset_table"]) if has_assets else None,
+        text_entity=packed["text_entity"] if has_entities else None,
+        entity_mask=packed["entity_mask"] if has_entities else None,
         **columns,
     )
 

@@ -10,6 +10,8 @@ an evaluation whether that was done. An encoder is chosen by the config's
 | `pixels` | empty | small picture and colour histogram; no weights |
 | `onnx` | file | a user's network, run by onnxruntime on the CPU (extra `identity`) |
 | `clip` | folder | the vision tower of a CLIP in Hugging Face's layout |
+| `patches` | empty | no identity: the pixels, for `text.kind=patches` (`models.multimodal`) |
+| `picture` | folder | no identity: the pixels, for `text.kind=blip2` of a folder's sizes |
 
 `pixels` knows nothing of faces or things. It is there so that a run needs no file, and as the
 floor below any network.
@@ -30,7 +32,7 @@ At 32 pixels `pixels` has 59.6 / 86.4, 57.0 / 86.0 and 61.4. No network for face
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -38,6 +40,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from unidiff_jax.config import ConfigError
+from unidiff_jax.export.files import read_config
 from unidiff_jax.outside import InputError, read_object
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.clip import CLIPImages
@@ -51,11 +54,14 @@ GRID = 8
 BINS = 4
 """Steps of each colour in its histogram."""
 
+PATCHES = 2
+"""Patches a side of `PatchPictures`."""
+
 LAYOUTS, COLORS = ("nchw", "nhwc"), ("rgb", "bgr")
 
 
 class IdentityEncoder(Protocol):
-    """Maps RGB pictures to vectors of length 1.
+    """Maps RGB pictures to vectors of length 1, or to what a multimodal encoder reads of them.
 
     Attributes:
       dim: numbers of a vector.
@@ -64,6 +70,24 @@ class IdentityEncoder(Protocol):
     dim: int
 
     def __call__(self, pictures: Pictures) -> Vectors: ...
+
+
+class Places(NamedTuple):
+    """How much of a prompt a picture takes.
+
+    Attributes:
+      words: places among the words.
+      vectors: vectors of the encoder, one behind the other in what it returns; the places show them
+        in turn, and those behind show the last.
+    """
+
+    words: int = 1
+    vectors: int = 1
+
+
+def places_of(encoder: IdentityEncoder) -> Places:
+    """An encoder's attribute `places`; one vector in one place where it has none."""
+    return getattr(encoder, "places", Places())
 
 
 class PixelIdentity:
@@ -100,6 +124,61 @@ def _unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length 1; zeros stay."""
     length = np.linalg.norm(values, axis=-1, keepdims=True)
     return values / np.where(length > 0, length, 1)
+
+
+class PatchPictures:
+    """The pixels themselves, for a multimodal encoder that is trained with the model.
+
+    A picture is `PATCHES` ** 2 patches and, as the first vector, the whole of it, each at `GRID` x
+    `GRID` pixels, with colours in [-1, 1] and a one at the vector's own number behind them.
+
+    Example:
+      >>> PatchPictures()(pictures).shape  # (n, 5 * 197)
+    """
+
+    dim = 3 * GRID**2 + 1 + PATCHES**2
+    places = Places(1 + PATCHES**2, 1 + PATCHES**2)
+
+    def __call__(self, pictures: Pictures) -> Vectors:
+        """The vectors of each picture one behind the other; pictures are of any size."""
+        found = [self._vectors(picture).ravel() for picture in pictures]
+        width = self.places.vectors * self.dim
+        return np.stack(found) if found else np.zeros((0, width), np.float32)
+
+    def _vectors(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "k d"]:
+        side = PATCHES * GRID
+        large = _resize(picture, side, side).reshape(PATCHES, GRID, PATCHES, GRID, 3)
+        parts = large.swapaxes(1, 2).reshape(-1, GRID, GRID, 3)
+        parts = np.concatenate([_resize(picture, GRID, GRID)[None], parts])
+        colors = parts.reshape(len(parts), -1).astype(np.float32) / 127.5 - 1
+        return np.concatenate([colors, np.eye(len(parts), dtype=np.float32)], axis=1)
+
+
+class WholePictures:
+    """Pixels as BLIP-2's vision tower takes them, before their colours are normalised.
+
+    Example:
+      >>> WholePictures("blip2-flan-t5-xl")(pictures).shape  # (n, 224 * 224 * 3), uint8
+    """
+
+    dim: int
+    places: Places
+
+    def __init__(self, folder: AnyPath):
+        """Reads the sizes of a transformers folder; raises as `files.read_config`."""
+        values = read_config(folder)
+        self._size = int((values.get("vision_config") or {}).get("image_size", 224))
+        self.dim = 3 * self._size**2
+        self.places = Places(int(values.get("num_query_tokens", 32)), 1)
+
+    def __call__(self, pictures: Pictures) -> UInt8[np.ndarray, "n d"]:
+        """Pictures of any size, squeezed to a square by PIL's bicubic filter."""
+        size = (self._size, self._size)
+        found = [
+            np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)).ravel()
+            for picture in pictures
+        ]
+        return np.stack(found) if found else np.zeros((0, self.dim), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,6 +412,8 @@ IDENTITY_ENCODERS: dict[str, Callable[[str], IdentityEncoder]] = {
     "pixels": lambda path: PixelIdentity(),
     "onnx": OnnxIdentity,
     "clip": ClipIdentity,
+    "patches": lambda path: PatchPictures(),
+    "picture": WholePictures,
 }
 """Encoders by name: what makes one from the config's path."""
 
@@ -341,7 +422,8 @@ def make_identity_encoder(settings: Mapping[str, Any]) -> IdentityEncoder:
     """The encoder of the config's `data.identity`.
 
     Args:
-      settings: `encoder`, a name of `IDENTITY_ENCODERS`, and `path`, empty for `pixels`.
+      settings: `encoder`, a name of `IDENTITY_ENCODERS`, and `path`, empty for `pixels` and
+        `patches`.
 
     Raises:
       ConfigError: an unknown encoder, a path too many or too few, or what the encoder raises.
@@ -355,7 +437,7 @@ def make_identity_encoder(settings: Mapping[str, Any]) -> IdentityEncoder:
         raise ConfigError(
             f"data.identity.encoder={name!r} is unknown; one of {', '.join(IDENTITY_ENCODERS)}"
         )
-    if (name == "pixels") != (not path):
+    if (name in ("pixels", "patches")) != (not path):
         takes = "takes no path" if path else "needs a path; for example weights/arcface.onnx"
         raise ConfigError(f"data.identity.path={path!r}: the encoder {name!r} {takes}")
     return IDENTITY_ENCODERS[name](path)

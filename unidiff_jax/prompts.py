@@ -26,6 +26,7 @@ from PIL import Image
 from unidiff_jax.outside import InputError, shown
 from unidiff_jax.paths import AnyPath, as_path
 from unidiff_jax.sample.images import open_picture
+from unidiff_jax.tasks import PLACEHOLDER
 from unidiff_jax.text import Tokenizer
 
 _TAG = re.compile(r"(?<!\\)(\\*)(</?img>)")  # from the first backslash: others cost squares
@@ -193,6 +194,36 @@ def _find(source: Any, names: Mapping[str, Any], folder: AnyPath | None) -> Any:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     where = "files are not allowed" if path is None else f"there is no file {path}"
     raise InputError(f"{shown(source)} is not known: {known}, and {where}{hint}")
+
+
+class Slots(NamedTuple):
+    """A prompt as the task `interleave` takes it.
+
+    Attributes:
+      text: with `tasks.PLACEHOLDER` for each picture.
+      sources: of the pictures, in order.
+    """
+
+    text: str
+    sources: list[Any]
+
+
+def to_slots(parts: Sequence[Part]) -> Slots:
+    """Words and pictures apart.
+
+    Raises:
+      InputError: words that say the placeholder.
+
+    Example:
+      >>> to_slots(parse_prompt("<img>fox.png</img> in the snow"))
+      Slots(text='<p> in the snow', sources=['fox.png'])
+    """
+    words = [part for part in parts if isinstance(part, str)]
+    sources = [part.source for part in parts if isinstance(part, ImageReference)]
+    if sources and any(PLACEHOLDER in word for word in words):
+        raise InputError(f"the prompt has pictures and {PLACEHOLDER}, which stands for one")
+    written = (part if isinstance(part, str) else PLACEHOLDER for part in parts)
+    return Slots("".join(written), sources)
 
 
 class Interleaved(NamedTuple):

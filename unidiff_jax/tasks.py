@@ -67,6 +67,7 @@ class Task:
       repeats: so many frames at the end may come any number of times, such as reference objects,
         or the pictures and cameras of a scene; their fields hold lists. With clean conditions
         (`frames.PLANS`) only their first round can be generated, the others are given.
+      optional: whether the frames that repeat may be missing.
     """
 
     id: int
@@ -81,18 +82,19 @@ class Task:
     short: str = ""
     region: str = ""
     repeats: int = 0
+    optional: bool = False
 
     def sequence(self, count: int) -> tuple[FrameSpec, ...]:
         """The frames of an example with `count` of them; raises ValueError for a wrong number."""
-        more = count - len(self.frames)
+        more, once = count - len(self.frames), len(self.frames) - self.repeats
+        if self.optional and count == once:
+            return self.frames[:once]
         if more < 0 or (more and (not self.repeats or more % self.repeats)):
             rounds = f" and {self.repeats} more any number of times" if self.repeats else ""
             raise ValueError(
                 f"task {self.name!r} has {len(self.frames)} frames{rounds}, got {count}"
             )
-        return self.frames + self.frames[len(self.frames) - self.repeats :] * (
-            more // self.repeats if self.repeats else 0
-        )
+        return self.frames + self.frames[once:] * (more // self.repeats if self.repeats else 0)
 
     def fill(self, item: Mapping[str, Any]) -> list[tuple[FrameSpec, Any]]:
         """The frames of an example with their values.
@@ -103,7 +105,7 @@ class Task:
         once = len(self.frames) - self.repeats
         filled = [(frame, item[frame.field]) for frame in self.frames[:once]]
         counts = {frame.field: len(item[frame.field]) for frame in self.frames[once:]}
-        if len(set(counts.values())) > 1 or 0 in counts.values():
+        if len(set(counts.values())) > 1 or (0 in counts.values() and not self.optional):
             raise ValueError(f"task {self.name!r} needs fields of one length, got {counts}")
         for number in range(max(counts.values(), default=0)):
             filled += [(frame, item[frame.field][number]) for frame in self.frames[once:]]
@@ -408,6 +410,20 @@ TASKS: dict[str, Task] = {
             tags=("with reference object",),
             metric="identity",
             repeats=1,
+        ),
+        Task(
+            id=24,
+            name="interleave",
+            title="Text and pictures interleaved",
+            frames=(_LATER, _ASSET),
+            generate=("later",),
+            prompt="[[interleaved]] {slots}",
+            short="mm",
+            base="{slots}",
+            tags=("with reference object",),
+            metric="identity",
+            repeats=1,
+            optional=True,
         ),
     )
 }

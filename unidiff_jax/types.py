@@ -11,7 +11,7 @@ Axis letters, used in every shape annotation of the project:
     t  image tokens a row    g  rows of the segment table     h  heads
     s  text tokens a row     u  rows of the noise table       k  head dimension
     a  rows of asset table   l  layers                        e  text width
-    p  patch channels        m  latent pixels of a patch
+    p  patch channels        m  latent pixels of a patch      n  entities of an example
 
 Row 0 of the frame table and of the segment table is padding: a token, frame or text token that
 points to 0 belongs to nobody. Noise direction: sigma = 1 is noise, sigma = 0 is clean data (see
@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 AnyArray = Array | np.ndarray
 """For host and device code alike."""
@@ -86,7 +86,10 @@ class Batch:
       mask: 1 where the picture is to be made, 0 where `visual` is to be kept.
       text_asset: the row of the asset table whose features take the place of the text token's
         state; 0 for none.
-      asset_features: what an identity encoder says of each asset; row 0 is none.
+      asset_features: what an identity encoder says of each asset, or its pixels; row 0 is none.
+      text_entity: which entity of its example the text token shows, from 1; 0 for none.
+      entity_mask: the share of the token's patch that each entity of its example covers; for the
+        loss of attention maps.
     """
 
     tokens: Float[Array, "b t p"]
@@ -117,7 +120,9 @@ class Batch:
     visual: Float[Array, "b t p"] | None = None
     mask: Float[Array, "b t m"] | None = None
     text_asset: Int[Array, "b s"] | None = None
-    asset_features: Float[Array, "b a width"] | None = None
+    asset_features: Float[Array, "b a width"] | UInt8[Array, "b a width"] | None = None
+    text_entity: Int[Array, "b s"] | None = None
+    entity_mask: Float[Array, "b t n"] | None = None
 
     @property
     def token_segment(self) -> Int[Array, "b t"]:

@@ -12,6 +12,7 @@
 | holed | base picture with a grey box over one object |
 | assets, references | objects cut out of the clip's first frame, on white, and their names |
 | canvas | last frame of the clip with grey boxes over those objects |
+| slots, entity_masks | a caption of the clip's last frame, and where its `assets` are there |
 | tags | whether the camera of the clip stands still |
 
 Depth is drawn as inverse depth between two fixed planes, near bright (the reading of
@@ -24,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import objects
+from data_pipelines.interleaved import Entity, draw_count, interleave
 from data_pipelines.miniworld import language
 from data_pipelines.miniworld.records import Record, decode, open_records
 from data_pipelines.miniworld.render import PALETTE
+from data_pipelines.miniworld.scene import TEXTURES
 from unidiff_jax.evals.metrics import changed_pixels
 from unidiff_jax.paths import AnyPath
 from unidiff_jax.tasks import Task
@@ -116,6 +119,8 @@ class MiniWorldSource:
         """
         fields = {frame.field for frame in task.frames}
         item: dict[str, Any] = {"record": record}
+        if "slots" in task.prompt_fields:
+            return self._interleave(record, rng)
         if "image" in fields:
             item["image"] = record.rgb[0]
             item["caption"] = _choose(record.captions[0][: self._num_captions], rng)
@@ -174,6 +179,28 @@ class MiniWorldSource:
                 item["canvas"] = objects.cover(record.rgb[last], masks)
                 item["hole"] = objects.boxes(masks, shape=masks[0].shape)
         return item
+
+    def _interleave(self, record: Record, rng: np.random.Generator) -> Mapping[str, Any] | None:
+        """The clip's last frame, of whose objects some are shown by the first."""
+        if record.clip is None:
+            return None
+        first, last = record.clip["images"][0], record.clip["images"][-1]
+        caption = _choose(record.captions[last][: self._num_captions], rng)
+        ends = record.instance[[first, last]]
+        bodies = [b for b in record.scenes[0]["objects"] if objects.is_seen(ends, b["id"])]
+        entities = [
+            Entity(_names(b), ends[1] == b["id"], cut_out(record, first, b["id"])) for b in bodies
+        ]
+        found = interleave(caption, entities, count=draw_count(rng), rng=rng)
+        return {"record": record, "later": record.rgb[last], "caption": caption, **found}
+
+
+def _names(body: Mapping[str, Any]) -> list[str]:
+    """What captions call an object, the most telling first."""
+    texture = TEXTURES[body["texture"]] if body["texture"] else None
+    color, shape = body["color"], body["shape"]
+    whole = language.Phrase(body["size"], texture, color, shape)
+    return [str(whole), str(language.Phrase(color=color, shape=shape))]
 
 
 def draw_layout(scene: Mapping[str, Any], instance: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from unidiff_jax.tasks import Task
 
 _FIELDS = frozenset(
     "image caption depth mask expression source edited instruction earlier later change layout "
-    "holed hole assets references canvas changed".split()
+    "holed hole assets references canvas changed slots entity_masks".split()
 )
 _VIEW_FIELDS = ("views", "cameras", "caption")
 
@@ -41,6 +41,7 @@ class MiniWorldPictures:
         """
         self._source, self._task = MiniWorldSource(folder, split=split), task
         self._codecs = {frame.field: frame.codec for frame in task.frames}
+        self._codecs["entity_masks"] = "mask"
         if task.region:
             self._codecs[task.region] = "mask"
         self._indices = range(len(self._source))
@@ -50,7 +51,8 @@ class MiniWorldPictures:
     @property
     def fields(self) -> tuple[str, ...]:
         frames = (frame.field for frame in self._task.frames)
-        wanted = (*frames, *self._task.prompt_fields, self._task.region)
+        masks = "entity_masks" if self._task.optional else ""
+        wanted = (*frames, *self._task.prompt_fields, self._task.region, masks)
         known = _VIEW_FIELDS if "cameras" in self._codecs else _FIELDS
         return tuple(field for field in wanted if field in known)
 

@@ -5,7 +5,7 @@
 
 | key | formats | what |
 |---|---|---|
-| `format` | | folder, tar, parquet, tfds, davis, subjects, scenes, pairs or miniworld |
+| `format` | | folder, tar, parquet, tfds, davis, subjects, scenes, annotated, pairs, miniworld |
 | `path` | all | folder, file or pattern, on a disk or in a bucket |
 | `add`, `add_of` | all | `AddedConditions`: conditions, and the field that they are made from |
 | `tags` | all | `AddedTags`: context tags of every sample |
@@ -14,6 +14,7 @@
 | `num_kept` | parquet | `ParquetTable` |
 | `name`, `split` | tfds | `find_prepared`, `PreparedTable`; `path` holds all data sets |
 | `fields`, `num_views` | tfds | `open_structure` |
+| `fields` | annotated | `AnnotatedSource`, of tars or parquet files |
 | `image_set`, `resolution` | davis | `DavisSource` |
 | `num_views` | subjects, scenes | `SubjectSource`, `SceneSource` |
 | `window`, `downscale`, `caption_keys`, `swap_xz`, `scale` | scenes | `SceneSource` |
@@ -29,6 +30,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.curate.pairs import PairError
 from data_pipelines.miniworld.pictures import MiniWorldPictures
+from data_pipelines.sources import annotated
+from data_pipelines.sources.annotated import AnnotatedSource
 from data_pipelines.sources.base import RawSource, SourceError, check_bounds
 from data_pipelines.sources.conditions import CONDITIONS, AddedConditions
 from data_pipelines.sources.davis import DavisSource
@@ -157,6 +160,7 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
             1.7,
         ),
     },
+    "annotated": {"fields": _TABLE["fields"]},
     "pairs": {},
     "miniworld": {},
 }
@@ -233,6 +237,8 @@ def _open(kind: str, values: dict[str, Any], key: str, task: Task | None) -> Raw
             return DavisSource(path, **values)
         if kind in _BUILT:
             return _build(kind, path, key, task)
+        if kind == "annotated":
+            return _open_annotated(path, values, key, task)
         if kind == "scenes":
             window, views = values.get("window"), values.get("num_views", (2, 6))
             if window is not None and window < views[1]:
@@ -259,6 +265,16 @@ def _open_prepared(path: str, values: dict[str, Any], key: str) -> RawSource:
         return open_structure(table, **values)
     except SourceError as error:
         raise config_error(f"{key}.{at}", str(error)) from None
+
+
+def _open_annotated(path: str, values: dict[str, Any], key: str, task: Task | None) -> RawSource:
+    if task is None or task.name != annotated.TASK:
+        raise config_error(f"{key}.task", "must be the task of annotated pictures", annotated.TASK)
+    table = ParquetTable(path) if path.endswith(".parquet") else TarTable(path)
+    try:
+        return AnnotatedSource(table, task=task, **values)
+    except SourceError as error:
+        raise config_error(f"{key}.fields", str(error)) from None
 
 
 def _build(kind: str, path: str, key: str, task: Task | None) -> RawSource:

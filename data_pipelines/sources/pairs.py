@@ -4,6 +4,7 @@
 |---|---|---|
 | `next_frame` | Video Frame2Frame | both frames, the caption as the change between them |
 | `customize` | Video Multi-object | things cut out of the earlier frame, and the later frame |
+| `interleave` | | the caption with things cut out of the earlier frame, and the later frame |
 | `insert` | Video Object Insertion | one such thing, and the later frame with a hole over it |
 | `inpaint` | Video ObjectAdd | a frame with a hole over a thing, and the caption |
 | `segment` | Video SEG | a frame, and the mask of a thing by its name |
@@ -30,6 +31,7 @@ from PIL import Image
 
 from data_pipelines import objects
 from data_pipelines.curate.pairs import Pair, PairError, decode_pair, open_pairs
+from data_pipelines.interleaved import Entity, draw_count, interleave
 from data_pipelines.sources.base import (
     SampleError,
     SourceError,
@@ -80,7 +82,8 @@ class PairSource:
     @property
     def fields(self) -> tuple[str, ...]:
         frames = (frame.field for frame in self._task.frames)
-        return (*frames, *self._task.prompt_fields, *filter(None, [self._task.region]))
+        masks = ["entity_masks"] if self._task.optional else []
+        return (*frames, *self._task.prompt_fields, *filter(None, [self._task.region]), *masks)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -99,6 +102,8 @@ class PairSource:
         sample = build(pair, task=self._task, rng=rng)
         for frame in self._task.frames:
             sample[frame.field] = draw_field(sample[frame.field], codec=frame.codec)
+        if "entity_masks" in sample:
+            sample["entity_masks"] = draw_field(sample["entity_masks"], codec="mask")
         if region := self._task.region:
             sample[region] = draw_field(sample[region], codec="mask")
         return sample
@@ -140,6 +145,17 @@ def _customize(pair: Pair, rng: np.random.Generator) -> Fields:
         "caption": _caption(pair),
         "tags": list(pair.tags),
     }
+
+
+def _interleave(pair: Pair, rng: np.random.Generator) -> Fields:
+    caption, (before, now) = _caption(pair), pair.masks
+    entities = [
+        Entity([pair.names[i]], now == i, objects.cut_out(pair.frames[0], before == i))
+        for i in _things(pair, 0, 1)
+    ]
+    found = interleave(caption, entities, count=draw_count(rng), rng=rng)
+    del found["shown"]
+    return {"later": pair.frames[1], **found, "tags": list(pair.tags)}
 
 
 def _insert(pair: Pair, rng: np.random.Generator) -> Fields:
@@ -238,6 +254,7 @@ def _with_caption(builder: Builder) -> Builder:
 BUILDERS: Mapping[str, Builder] = {
     "next_frame": _next_frame,
     "customize": _customize,
+    "interleave": _interleave,
     "insert": _insert,
     "inpaint": _inpaint,
     "segment": _segment,

@@ -9,6 +9,8 @@
 | assets, references | some of its things, each alone on white, drawn otherwise, and their names |
 | canvas | the scene with a grey box over the one thing that is referred to |
 | slots | the caption with `captions.PLACEHOLDER` for each of those things, in order of `assets` |
+| entity_masks | where the things of `assets` are; for `interleave`, whose scenes have as many \
+of them as UNIMO-G's prompts (`interleaved.RATES`), up to three |
 | views, captions, name | scenes of one thing in the same look, what each shows, and its name |
 
 A task whose prompt has `slots`, but no frames of `assets`, gets one of these all the same: for its
@@ -22,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import objects
+from data_pipelines.interleaved import Entity, draw_count, interleave
 from data_pipelines.subjects.captions import caption, expression, say_places
-from data_pipelines.subjects.names import are_apart, has_side
+from data_pipelines.subjects.names import are_apart, has_side, phrase
 from data_pipelines.subjects.records import Subject, SubjectError, decode_subject, open_subjects
 from data_pipelines.subjects.scenes import Scene, draw_asset, draw_scene
 from unidiff_jax.paths import AnyPath
@@ -121,8 +124,10 @@ class SubjectScenes:
         if "views" in fields:
             few = task.name == "identity" and len(record.looks) < MIN_LOOKS
             return None if few else self._views(record, rng)
+        wanted = min(draw_count(rng), max(NUM_THINGS)) if task.optional else 0
         things = [
-            (thing, int(rng.integers(len(thing.looks)))) for thing in self._company(record, rng)
+            (thing, int(rng.integers(len(thing.looks))))
+            for thing in self._company(record, rng, least=max(wanted, 1))
         ]
         scene = self._draw(things, rng)
         if scene is None:
@@ -132,6 +137,13 @@ class SubjectScenes:
         item: dict[str, Any] = {"words": words, "instance": scene.instance, "behind": scene.behind}
         said = places if rng.random() >= UNPLACED else None
         item["caption"] = caption(words, background=scene.background, places=said, order=order)
+        if task.optional:
+            entities = [
+                Entity([phrase(thing.words)], scene.instance == n, self._asset(thing, look, rng))
+                for n, (thing, look) in enumerate(things, start=1)
+            ]
+            found = interleave(item["caption"], entities, count=wanted, rng=rng)
+            return {**item, **found, "later": scene.picture}
         one = int(rng.integers(len(things)))
         mask = scene.instance == 1 + one
         if "image" in fields:
@@ -164,9 +176,12 @@ class SubjectScenes:
                 item["canvas"] = objects.cover(scene.picture, [mask])
         return item
 
-    def _company(self, record: Subject, rng: np.random.Generator) -> list[Subject]:
+    def _company(
+        self, record: Subject, rng: np.random.Generator, *, least: int = 1
+    ) -> list[Subject]:
         """The subject and others whose words tell them apart, in random order."""
         count = int(rng.choice(list(NUM_THINGS), p=list(NUM_THINGS.values())))
+        count = max(count, least)
         things = [record]
         for place in rng.permutation(len(self._words)).tolist():
             if len(things) == count:

@@ -1,6 +1,8 @@
 """The mixture: weights, epochs, choices that are a function of seed and place, and items."""
 
 import collections
+import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -12,6 +14,7 @@ from data_pipelines.miniworld.items import MiniWorldSource, nearness, to_depth
 from data_pipelines.mixture import ExampleMaker, mix_examples, parse_mixture, stable_id
 from unidiff_jax.config import ConfigError
 from unidiff_jax.frames import CODECS, patchify, unpatchify
+from unidiff_jax.identity import PatchPictures
 from unidiff_jax.models.autoencoder import SpaceToDepth
 from unidiff_jax.tasks import TASKS, get_task
 from unidiff_jax.text import END, MAX_NAMES
@@ -458,7 +461,7 @@ def test_what_channels_cannot_hold(source, guided, make):
     alone = make(autoencoder=SpaceToDepth(downscale=2), patch=2, max_text=99, guidance="channels")
     with pytest.raises(ConfigError, match=r"data\.identity\.encoder=pixels"):
         channels(alone, "customize", item)
-    with pytest.raises(ConfigError, match="'rows' is unknown; one of frames, channels"):
+    with pytest.raises(ConfigError, match="'rows' is unknown; one of frames, channels, prompt"):
         make(guidance="rows")
 
 
@@ -487,3 +490,64 @@ def test_short_prompts_tell_both_directions_of_a_pair_apart():
     ]
     tokens = [task.token("short") for task in TASKS.values()]
     assert len(set(tokens)) == len(tokens)
+
+
+# --------------------------------------------------------------------------- pictures in the prompt
+
+
+@pytest.fixture(scope="module")
+def interleaved(make):
+    settings = {"guidance": "prompt", "style": "base", "identity": PatchPictures(), "entities": 3}
+    return make(autoencoder=SpaceToDepth(downscale=2), patch=2, max_text=99, **settings)
+
+
+def drawn(seed, side=32):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+
+
+def two_entities():
+    masks = np.zeros((2, 32, 32), bool)
+    masks[0, :, :16], masks[1, :, 18:] = True, True
+    item = {"later": drawn(0), "slots": "<p> on <p>", "assets": [drawn(1), drawn(2)]}
+    return item | {"entity_masks": [*masks]}
+
+
+def test_a_picture_takes_as_many_places_as_it_has_vectors(interleaved):
+    task, item = get_task("interleave"), two_entities()
+    example = interleaved.example(task, item, example_id=1)
+    assert example["tokens"].shape == (64, 48) and example["frame_table"].shape == (1, 5)
+    places = [run for run, _ in itertools.groupby(example["text_entity"].tolist())]
+    assert places == [1, 0, 2, 0]
+    shown = example["text_asset"]
+    np.testing.assert_array_equal(shown[shown > 0], np.arange(1, 11))
+    np.testing.assert_array_equal(shown > 0, example["text_entity"] > 0)
+    expected = PatchPictures()(np.stack(item["assets"])).reshape(10, -1)
+    np.testing.assert_array_equal(example["asset_table"], expected)
+    mask = example["entity_mask"].reshape(8, 8, 3)
+    np.testing.assert_array_equal(mask[0, :, 0], [1] * 4 + [0] * 4)
+    np.testing.assert_array_equal(mask[0, :, 1], [0] * 4 + [0.5] + [1] * 3)
+    assert not mask[..., 2].any()
+
+
+def test_prompts_without_pictures_have_none(interleaved):
+    task, item = get_task("interleave"), two_entities()
+    plain = interleaved.example(
+        task, item | {"slots": "rain", "assets": [], "entity_masks": []}, example_id=1
+    )
+    assert not plain["text_asset"].any() and plain["asset_table"].shape == (0, PatchPictures.dim)
+    dropped = interleaved.example(task, item, example_id=1, prompt="")
+    assert not dropped["text_entity"].any() and len(dropped["text_ids"]) == 1
+
+
+def test_what_prompts_cannot_hold(interleaved, make):
+    task, item = get_task("interleave"), two_entities()
+    with pytest.raises(ValueError, match="'edit' cannot be guided in the prompt"):
+        interleaved.in_rows(get_task("edit"))
+    with pytest.raises(ValueError, match="the prompt names no IMG2"):
+        interleaved.example(task, item, example_id=1, prompt="<p> alone")
+    short = dataclasses.replace(interleaved, max_text=8)
+    with pytest.raises(ValueError, match="tokens and the model reads 8"):
+        short.example(task, item, example_id=1)
+    one = dataclasses.replace(interleaved, entities=1)
+    with pytest.raises(ConfigError, match=r"data\.entities=1; for example --set data.entities=2"):
+        one.example(task, item, example_id=1)

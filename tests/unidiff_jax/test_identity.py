@@ -13,9 +13,11 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.identity import (
     IDENTITY_ENCODERS,
     OnnxIdentity,
+    PatchPictures,
     PixelIdentity,
     Preprocessing,
     make_identity_encoder,
+    places_of,
 )
 from unidiff_jax.sample.clip import CLIPImages
 
@@ -187,3 +189,31 @@ def test_clip_gives_the_towers_embeddings(tmp_path):
         found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6
     )
     assert encoder(pictures[:0]).shape == (0, encoder.dim)
+
+
+# -------------------------------------------------------------------------------------- no identity
+
+
+def test_patches_are_the_picture_and_its_quarters():
+    encoder = PatchPictures()
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:16, 16:] = 255  # the second patch
+    assert places_of(encoder) == (5, 5) and encoder.dim == 197
+    found = encoder(picture[None]).reshape(5, 197)
+    whole, *patches = found[:, :192].reshape(5, 8, 8, 3)
+    assert [float(patch.mean()) for patch in patches] == [-1, 1, -1, -1]
+    assert (whole[:4, 4:] == 1).all() and whole.mean() == -0.5
+    np.testing.assert_array_equal(found[:, 192:], np.eye(5))
+    assert encoder(np.zeros((0, 4, 4, 3), np.uint8)).shape == (0, 5 * 197)
+
+
+def test_whole_pictures_have_the_size_of_a_folder(tmp_path):
+    values = {"vision_config": {"image_size": 6}, "num_query_tokens": 4}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    encoder = make_identity_encoder({"encoder": "picture", "path": str(tmp_path)})
+    assert encoder.dim == 108 and places_of(encoder) == (4, 1)
+    found = encoder(pictures(2))
+    assert found.shape == (2, 108) and found.dtype == np.uint8
+    picture = Image.fromarray(pictures(2)[1]).resize((6, 6), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found[1].reshape(6, 6, 3), picture)
+    assert places_of(PixelIdentity()) == (1, 1)

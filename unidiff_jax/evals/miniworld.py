@@ -29,6 +29,7 @@ from data_pipelines.miniworld.items import TASK_NAMES
 from data_pipelines.mixture import parse_mixture, stable_id
 from unidiff_jax.config import ConfigError, to_dict
 from unidiff_jax.evals import report, statistics
+from unidiff_jax.evals.interleaved import ENTRIES, interleave_protocol
 from unidiff_jax.evals.miniworld_protocol import Protocol, Setting, TooFewItemsError, oracle
 from unidiff_jax.evals.miniworld_report import deviations, write_samples
 from unidiff_jax.evals.miniworld_tasks import make_protocol
@@ -107,9 +108,12 @@ def entry_names(config: ConfigDict, tasks: Sequence[str] = ()) -> list[str]:
     kinds = config.data.edit_kinds or edits.KINDS
     every = {name: [name] for name in (*TASK_NAMES, *SUBJECT_TASKS)}
     every |= {f"edit_{kind}": [f"edit_{kind}"] for kind in edits.KINDS}
+    every |= {name: [name] for name in ENTRIES} | {"interleave": list(ENTRIES)}
     every["edit"] = [f"edit_{kind}" for kind in edits.KINDS if kind in kinds]
     trained = {mix.task.name for mix in parse_mixture(config.data.tasks)}
-    wanted = tasks or [name for name in (*TASK_NAMES, *SUBJECT_TASKS) if name in trained]
+    of_subjects = (*SUBJECT_TASKS, "interleave")
+    drawn = () if config.data.get("kind", "miniworld") == "subjects" else TASK_NAMES
+    wanted = tasks or [name for name in (*drawn, *of_subjects) if name in trained]
     unknown = [name for name in wanted if name not in every]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r} to evaluate; tasks are: {', '.join(every)}")
@@ -127,22 +131,29 @@ def make_protocols(
       split: `test`, or `heldout` for scenes that training excludes by construction.
       num_items: items an entry; the first that the split offers.
     """
-    setting = Setting(
-        folder=config.data.folder,
-        split=split,
-        training=training_statistics(make_miniworld(config, split="train")),
-        num_items=num_items or EvalSettings().num_items,
-        samples=manifest.read(config.data.folder).settings.samples,
-        min_reference_objects=config.data.min_reference_objects,
-    )
+    num_items = num_items or EvalSettings().num_items
+    of_subjects = {*SUBJECT_TASKS, *ENTRIES}
+    setting = None
+    if not of_subjects.issuperset(names):
+        setting = Setting(
+            folder=config.data.folder,
+            split=split,
+            training=training_statistics(make_miniworld(config, split="train")),
+            num_items=num_items,
+            samples=manifest.read(config.data.folder).settings.samples,
+            min_reference_objects=config.data.min_reference_objects,
+        )
     protocols, missing = [], []
     for name in names:
         try:
-            if name in SUBJECT_TASKS:
-                subjects = make_subjects(config, split=split)
-                found = personalize_protocol(subjects, num_items=setting.num_items)
+            if setting is not None and name not in of_subjects:
+                protocols.append(make_protocol(name, setting))
+                continue
+            subjects = make_subjects(config, split=split)
+            if name in ENTRIES:
+                found = interleave_protocol(subjects, name, num_items=num_items)
             else:
-                found = make_protocol(name, setting)
+                found = personalize_protocol(subjects, num_items=num_items)
             protocols.append(found)
         except TooFewItemsError as error:
             missing.append(f"Not evaluated: {error}.")

@@ -64,7 +64,10 @@ def _pictures(
         else:
             kind = "condition" if spec.role == Role.CONTROL else "input"
             given = item[spec.field]
-            shown[kind] = picture(given[0] if isinstance(given, list) else given)
+            if isinstance(given, list):
+                blank = np.full_like(item[protocol.task.frames[0].field], 255)
+                given = np.concatenate(given or [blank], axis=1)
+            shown[kind] = picture(given)
     return shown
 
 

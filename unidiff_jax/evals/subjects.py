@@ -101,7 +101,7 @@ def personalize_protocol(source: SubjectScenes, *, num_items: int) -> Protocol:
             for x, mask, item in zip(pixels, masks, items, strict=True)
         ]
         return {
-            "thing found": np.asarray([_is_seen(mask) for mask in masks], np.float64),
+            "thing found": np.asarray([is_seen(mask) for mask in masks], np.float64),
             "distance to the thing": np.asarray(nearest),
             "PSNR (dB)": metrics.psnr(pixels, target=stack(items, "later")),
         }
@@ -161,12 +161,13 @@ def _exchanged(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_recognised(picture: UInt8[np.ndarray, "h w 3"], item: Mapping[str, Any]) -> bool:
     mask = find_thing(picture, behind=item["behind"])
-    if not _is_seen(mask):
+    if not is_seen(mask):
         return False
     look = look_of(picture, mask)
     own = distance(look, item["own"])
     return all(own < distance(look, other) for other in item["candidates"])
 
 
-def _is_seen(mask: Bool[np.ndarray, "h w"]) -> bool:
+def is_seen(mask: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether a thing is large enough to be one."""
     return float(mask.mean()) >= objects.MIN_SHARE

@@ -20,6 +20,7 @@ from unidiff_jax.export.unified import unified_values, write_unified
 from unidiff_jax.flow import FlowConfig
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig, merge
+from unidiff_jax.models.multimodal import PatchT5Config
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.text_encoder import text_kind
 from unidiff_jax.models.vae import VAEConfig
@@ -33,6 +34,9 @@ from unidiff_jax.train.workdir import load_workdir_config, model_configs, model_
 from unidiff_jax.types import Params
 
 LAYOUTS = ("released", "unified")
+
+PICTURES = "picture_encoder"
+"""Folder of what brings pictures among the words of a `models.multimodal.PatchT5`."""
 
 _OTHER_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 _INDEX = "model_index.json"
@@ -63,7 +67,8 @@ def export_run(
 
     Beside it, the released layout has the other parts of `base`. The unified layout has what the
     run's pictures and prompts need: `tokenizer`, `text_encoder` (written where the run has its own,
-    and copied where it is a released one) and `vae` (copied, where the run is on latents).
+    with `picture_encoder` beside it where that reads pictures, and copied where it is a released
+    one) and `vae` (copied, where the run is on latents).
 
     Args:
       workdir: of the run.
@@ -222,8 +227,15 @@ def _write_text(workdir: AnyPath, folder: epath.Path, config: ConfigDict, params
     if not _has_own_text(config):
         return
     _, text = model_configs(config)
-    if isinstance(text, T5Config):
-        tensors = to_official(params["text_encoder"], table=t5_table(text))
+    if isinstance(text, T5Config | PatchT5Config):
+        own = params["text_encoder"]
+        if isinstance(text, PatchT5Config):
+            layer = {key: np.ascontiguousarray(v.T) for key, v in own["picture_in"].items()}
+            layer = {f"picture_in.{key}": value for key, value in layer.items()}
+            values = {"picture_dim": text.picture_dim, "width": text.width}
+            write_model(folder / PICTURES, layer, config=values, stem=WEIGHT_NAMES[1])
+            own, text = own["text"], text.text
+        tensors = to_official(own, table=t5_table(text))
         write_model(folder / "text_encoder", tensors, config=t5_values(text), stem=WEIGHT_NAMES[1])
         return
     if not config.init.text_encoder:

@@ -22,7 +22,10 @@ and the text enters in one of three ways (`fusion`):
 Shapes: B examples, F frames, C channels of h x w latents, N image tokens, S text tokens of width E,
 A assets of W features, d the model's width, M that of c, H heads of K channels.
 
-Text states are the last states of the text encoder. The prompt's words IMG1, RES1, ... call frames;
+Text states are the last states of the text encoder. Where a folder `picture_encoder` lies beside
+it, prompts hold pictures among their words, and `PictureWords` makes the encoder's `inputs_embeds`;
+a BLIP-2's states are those of its language model's encoder, with the Q-Former's vectors projected
+to the places of the pictures. The prompt's words IMG1, RES1, ... call frames;
 `names` and `text_names` hold their numbers: n for IMGn, the n-th given frame, 10 + n for RESn, the
 n-th that is made, 0 for none. Roles are 0 none, 1 canvas, 2 asset, 3 control.
 
@@ -330,6 +333,57 @@ class UnifiedDiT(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------ blocks
+
+
+class PictureWords(nn.Module):
+    """Words and the patches of pictures among them, as a T5's encoder reads both.
+
+    pictures = PictureWords.from_folder("folder/picture_encoder")
+    embeddings = pictures(t5.get_input_embeddings()(ids), patches, shown)
+    states = t5(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+    """
+
+    def __init__(self, picture_dim: int, width: int):
+        super().__init__()
+        self.picture_in = nn.Linear(picture_dim, width)
+
+    @classmethod
+    def from_folder(cls, folder: str | pathlib.Path, *, device: str = "cpu") -> "PictureWords":
+        """Loads `config.json` and the weights."""
+        folder = pathlib.Path(folder)
+        values = json.loads((folder / "config.json").read_text())
+        model = cls(values["picture_dim"], values["width"]).to(device)
+        model.load_state_dict(load_file(folder / "model.safetensors", device=device))
+        return model.eval()
+
+    def forward(self, words: Tensor, patches: Tensor, shown: Tensor) -> Tensor:
+        """The encoder's input.
+
+        Args:
+          words: (B, S, E) embeddings of the prompt's ids; a picture stands in as many places as it
+            has vectors, with any id.
+          patches: (B, A, W) vectors of the pictures, one picture behind the other
+            (`picture_patches`).
+          shown: (B, S), n where the n-th vector (1 and up) stands; 0 for a word.
+        """
+        vectors = self.picture_in(patches.to(words.dtype))
+        return torch.where(shown[..., None] > 0, pick(vectors, shown), words)
+
+
+def picture_patches(pictures: Tensor, *, patches: int = 2, grid: int = 8) -> Tensor:
+    """Vectors (n, 1 + patches ** 2, 3 * grid ** 2 + 1 + patches ** 2) of pictures (n, h, w, 3).
+
+    The first is of the whole picture, the others of its patches by row and column, at `grid` x
+    `grid` pixels each. Colours are in [0, 255], and sides multiples of `patches * grid`.
+    """
+    x = pictures.float().permute(0, 3, 1, 2)
+    large = F.adaptive_avg_pool2d(x, patches * grid).round()
+    parts = large.unflatten(3, (patches, grid)).unflatten(2, (patches, grid))
+    parts = parts.permute(0, 2, 4, 3, 5, 1).flatten(1, 2)
+    whole = F.adaptive_avg_pool2d(x, grid).round().permute(0, 2, 3, 1)
+    colors = torch.cat([whole[:, None], parts], dim=1).flatten(2) / 127.5 - 1
+    number = torch.eye(colors.shape[1], device=colors.device).expand(len(colors), -1, -1)
+    return torch.cat([colors, number], dim=-1)
 
 
 class Stream(nn.Module):

@@ -167,7 +167,7 @@ class CLIPTextEncoder(nnx.Module):
         place = jnp.minimum(places(segment), c.max_position_embeddings - 1)
         x = _rows(self.token_embedding, ids, c.dtype, axis="vocab")
         x = whole_tokens(x + _rows(self.position_embedding, place, c.dtype, axis="positions"))
-        settings = {"scan": c.scan_layers, "remat": c.remat, "num": num_layers}
+        settings = {"scan": c.scan_layers, "remat": c.remat, "span": (0, num_layers)}
         return apply_layers(self.blocks, x, segment, **settings)
 
 

@@ -26,11 +26,24 @@ Attention is full inside an example and never leaves it. Text enters in one of t
 Beside frames, an example may condition in two ways that cost no token (UniVG): pictures on the
 channels of the noisy tokens (`guidance_dim`), and features of a face or an object in the place of
 a word's state (`asset_dim`).
+
+UNIMO-G (arXiv:2401.13388) is `cross` on the states of a multimodal encoder, in which the places of
+a prompt's pictures are tokens like its words. Its U-Net that predicts noise is here this
+transformer with flow matching. Its loss of attention maps (section 3.2) compares, in the layers
+`map_layers`, where the image attends to the tokens of an entity with where the entity is:
+
+    L = mean_e | sum_k CA(z, v_k) - M_e |,  CA = softmax(Q(z) K(v)^T / sqrt(d))
+
+with the sum over the tokens v_k of entity e and the mean over the entities of the example. The
+paper takes the difference token by token; for masks of 0 and 1 that has the same gradient, divided
+by the number of an entity's tokens. The sum is an attention whose values are one-hot, so that every
+kernel computes it, and the layers that are not named compute nothing more.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +105,8 @@ class DiTConfig:
       asset_dim: width of `Batch.asset_features`; 0 for none.
       shared_modulation: one modulation for all blocks in place of one a block (DiT-Air,
         arXiv:2503.10618, found no loss): a sixth to a third fewer parameters.
+      map_layers: blocks, counted from 0, whose attention to the text the loss of attention maps
+        looks at (`flow.map_weight`); of `cross` alone.
       attention: what computes it, one of `ops.attention.KERNELS`.
       context: how tokens over the mesh's `seq` axis meet in it, see `ops.context`.
       modulation: gate, residual, norm and modulation between attention and feed-forward as
@@ -121,6 +136,7 @@ class DiTConfig:
     guidance_dim: int = 0
     asset_dim: int = 0
     shared_modulation: bool = False
+    map_layers: Sequence[int] = ()
     attention: str = "auto"
     context: str = "gather"
     modulation: str = "auto"
@@ -152,6 +168,17 @@ class DiTConfig:
         for name, values in known.items():
             if (value := getattr(self, name)) not in values:
                 raise ConfigError(f"model.{name}={value!r} is unknown; one of {', '.join(values)}")
+        object.__setattr__(self, "map_layers", tuple(self.map_layers))  # a JSON has a list
+        if self.map_layers and self.fusion != "cross":
+            raise ConfigError(
+                f"model.map_layers={self.map_layers} are of model.fusion='cross', which attends to "
+                "the text alone; for example --set model.map_layers=()"
+            )
+        if not set(self.map_layers) <= set(range(self.depth)):
+            raise ConfigError(
+                f"model.map_layers={self.map_layers} must be blocks from 0 to {self.depth - 1}; "
+                f"for example --set model.map_layers=({self.depth // 2},)"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -167,6 +194,34 @@ class DiTConfig:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return -(-width // self.ffn_multiple_of) * self.ffn_multiple_of
+
+
+class Prediction(NamedTuple):
+    """What the denoiser says of every token.
+
+    Attributes:
+      output: velocity, data or noise (`flow.FlowConfig.prediction`).
+      map_error: mean over `map_layers`, heads and the entities of its example of the absolute
+        difference between the attention that goes to the entity and the entity's mask, in [0, 1];
+        0 where the example has no entity.
+    """
+
+    output: Float[Array, "b t o"]
+    map_error: Float[Array, "b t"]
+
+
+class Entities(NamedTuple):
+    """What the attention maps of a batch are compared with.
+
+    Attributes:
+      of_key: one-hot over a head's channels, the entity that each text token shows.
+      mask: where each entity is.
+      weight: of each entity in a token's mean: 1 / (number of its example's entities), or 0.
+    """
+
+    of_key: Float[Array, "b s k"]
+    mask: Float[Array, "b t n"]
+    weight: Float[Array, "b t n"]
 
 
 class DiT(nnx.Module):
@@ -215,6 +270,25 @@ class DiT(nnx.Module):
           ValueError: the batch lacks guidance or features that the model reads, or levels are one a
             token where the text needs its frame's (`dual`).
         """
+        return self._predict(batch, noised, text, None).output
+
+    def with_maps(self, batch: Batch, noised: Noised, text: Float[Array, "b s e"]) -> Prediction:
+        """The same with the error of the attention maps.
+
+        Raises:
+          ValueError: as when called, or `map_layers` or the batch's entities are missing.
+        """
+        if not self.config.map_layers:
+            raise ValueError("model.map_layers names no block; for example model.map_layers=(1,)")
+        return self._predict(batch, noised, text, find_entities(batch, self.config.head_dim))
+
+    def _predict(
+        self,
+        batch: Batch,
+        noised: Noised,
+        text: Float[Array, "b s e"],
+        entities: Entities | None,
+    ) -> Prediction:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         text = self.place_assets(text.astype(dtype), batch)
         segment = batch.token_segment
@@ -237,8 +311,17 @@ class DiT(nnx.Module):
         context = (rows, index, angles, segment, batch.text_segment)
         dense = batch.task.shape[1] == 2  # beside padding there is room for one example a row
         layers = {"scan": c.scan_layers, "remat": c.remat}
+        map_error = jnp.zeros(batch.frame.shape, jnp.float32)
         if c.fusion == "cross":
-            x = apply_layers(self.blocks, x, *context, text, dense, **layers)
+            context = (*context, text, dense)
+            for span, chosen in spans(c.depth, c.map_layers if entities else ()):
+                layers["span"] = span
+                if chosen:
+                    carry = (x, map_error)
+                    x, map_error = apply_layers(self.blocks, carry, *context, entities, **layers)
+                else:
+                    x = apply_layers(self.blocks, x, *context, **layers)
+            map_error = map_error / max(len(c.map_layers), 1)
         else:
             frames = self.role_embed(batch.role) + self.name_embed(batch.name)
             x = x + spread(frames.astype(dtype), batch.frame)
@@ -259,7 +342,7 @@ class DiT(nnx.Module):
 
         scale = to_tokens(self.out_scale(condition), index)
         x = standardize(x, eps=1e-6).astype(dtype) * (1 + scale)
-        return self.out(x).astype(jnp.float32)
+        return Prediction(self.out(x).astype(jnp.float32), map_error)
 
     def with_guidance(
         self, tokens: Float[Array, "b t p"], batch: Batch
@@ -353,17 +436,21 @@ class Block(Stream):
         super().__init__(config, Attention, rngs=rngs)
         self.text_norm = RMSNorm(config.text_dim, eps=config.norm_eps, axis="text")
 
-    def __call__(self, x, rows, index, angles, segment, text_segment, text, dense):
+    def __call__(self, x, rows, index, angles, segment, text_segment, text, dense, entities=None):
+        """One block; with `entities`, x is the tokens and the error of the maps so far."""
+        x, map_error = x if entities is not None else (x, None)
         tables = self.tables(rows)
-        y = self.attention(
+        y, own_error = self.attention(
             self.attention_norm(x) * (1 + to_tokens(tables[0], index)),
             self.text_norm(text),
             angles=angles,
             segment=segment,
             text_segment=text_segment,
             dense=dense,
+            entities=entities,
         )
-        return self.finish(x, y, tables, index, cut=True)
+        x = self.finish(x, y, tables, index, cut=True)
+        return x if entities is None else (x, map_error + own_error)
 
 
 class JointBlock(Stream):
@@ -498,7 +585,9 @@ class Attention(nnx.Module):
         segment: Int[Array, "b t"],
         text_segment: Int[Array, "b s"],
         dense: bool,
-    ) -> Float[Array, "b t d"]:
+        entities: Entities | None = None,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t"] | None]:
+        """The attention and, with `entities`, the error of its map."""
         c = self.config
         q, k, v = self.q(x), self.k(x), self.v(x)
         text_k, text_v = self.text_k(text), self.text_v(text)
@@ -522,9 +611,16 @@ class Attention(nnx.Module):
         # heads: the released weights were trained with this order.
         tiles = c.num_heads // c.num_kv_heads
         text_k, text_v = (jnp.tile(y, (1, 1, tiles, 1)) for y in (text_k, text_v))
-        from_text = attend(q, text_k, text_v, q_segment=segment, kv_segment=text_segment)
+        read = functools.partial(attend, q, text_k, q_segment=segment, kv_segment=text_segment)
+        from_text = read(text_v)
         y = y + from_text * jnp.tanh(self.text_gate[...]).astype(y.dtype)[:, None]
-        return self.out(y.reshape(*x.shape[:2], -1))
+        y = self.out(y.reshape(*x.shape[:2], -1))
+        if entities is None:
+            return y, None
+        of_key = entities.of_key.astype(text_v.dtype)[:, :, None]
+        shares = read(jnp.broadcast_to(of_key, text_v.shape)).astype(jnp.float32)
+        off = jnp.abs(shares[..., : entities.mask.shape[-1]] - entities.mask[:, :, None])
+        return y, jnp.sum(jnp.mean(off, axis=2) * entities.weight, axis=-1)
 
 
 class FeedForward(nnx.Module):
@@ -591,6 +687,34 @@ def spread(table: Float[Array, "b u d"], index: Int[Array, "b t"]) -> Float[Arra
     """Looks rows up by a one-hot matmul: exact, and the gradient is a matmul, not a scatter."""
     one_hot = jax.nn.one_hot(index, table.shape[1], dtype=table.dtype)
     return jnp.einsum("btu,bud->btd", one_hot, table)
+
+
+def spans(depth: int, chosen: Sequence[int]) -> Iterator[tuple[tuple[int, int], bool]]:
+    """Cuts the blocks where those that are chosen begin and end: (first, behind last), chosen.
+
+    Example:
+      >>> list(spans(4, (2,)))
+      [((0, 2), False), ((2, 3), True), ((3, 4), False)]
+    """
+    kinds = [block in chosen for block in range(depth)]
+    starts = [0, *(i for i in range(1, depth) if kinds[i] != kinds[i - 1])]
+    for start, end in zip(starts, [*starts[1:], depth], strict=True):
+        yield (start, end), kinds[start]
+
+
+def find_entities(batch: Batch, head_dim: int) -> Entities:
+    """The batch's entities; raises ValueError where it has none, or more than a head's channels."""
+    if batch.text_entity is None or batch.entity_mask is None:
+        raise ValueError("flow.map_weight needs examples with data.entities; for example 4")
+    count = batch.entity_mask.shape[-1]
+    if count > head_dim:
+        raise ValueError(f"data.entities={count} must be at most a head's {head_dim} channels")
+    of_key = jax.nn.one_hot(batch.text_entity - 1, head_dim, dtype=jnp.float32)
+    segment = jax.nn.one_hot(batch.text_segment, batch.task.shape[1], dtype=jnp.float32)
+    named = jnp.einsum("bsg,bsn->bgn", segment, of_key[..., :count]) > 0
+    named = named / jnp.maximum(jnp.sum(named, axis=-1, keepdims=True), 1)
+    weight = take_rows(named.astype(jnp.float32), batch.token_segment)
+    return Entities(of_key, batch.entity_mask, weight)
 
 
 def made_frame(batch: Batch) -> Int[Array, "b g"]:

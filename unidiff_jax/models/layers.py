@@ -180,7 +180,7 @@ def apply_layers(
     *args,
     scan: bool,
     remat: str,
-    num: int | None = None,
+    span: tuple[int, int] | None = None,
 ) -> Any:
     """Applies stacked layers in turn, `x = layer(x, *args)`.
 
@@ -191,12 +191,12 @@ def apply_layers(
       scan: one `lax.scan` (compile time independent of depth) or an unrolled loop (on a CPU the
         backward pass is faster without the scan's residual copies).
       remat: key of `REMAT_POLICIES`.
-      num: how many of the layers, from the first; None is all.
+      span: the first of the layers and the one behind the last; None is all.
     """
     graphdef, stacked = nnx.split(layers)
     stacked = nnx.to_pure_dict(stacked)
-    if num is not None and num < jax.tree.leaves(stacked)[0].shape[0]:
-        stacked = jax.tree.map(lambda leaf: leaf[:num], stacked)
+    if span not in (None, (0, jax.tree.leaves(stacked)[0].shape[0])):
+        stacked = jax.tree.map(lambda leaf: leaf[slice(*span)], stacked)
 
     def apply(x, state):
         return nnx.merge(graphdef, state)(x, *args)

@@ -10,6 +10,9 @@ A row holds several prompts and i pictures. `query` says of every place of the r
 
     0                a word, whose id counts
     1 + q * p + n    query n of picture p of the row (p and n from 0, q queries a picture)
+
+`PatchT5` is the same in small, to be trained with a denoiser: one linear layer brings a picture's
+patches to the width of the words' embeddings. Both read batches by `read_assets`.
 """
 
 import dataclasses
@@ -25,6 +28,10 @@ from unidiff_jax.models.qformer import STD, QFormer, QFormerConfig
 from unidiff_jax.models.t5 import Overlay, T5Config, T5Encoder
 from unidiff_jax.models.vit import VisionTransformer, ViTConfig
 from unidiff_jax.types import take_rows
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD_RGB = (0.26862954, 0.26130258, 0.27577711)
+"""Of the RGB values in [0, 1] of CLIP's training pictures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,49 @@ class MultimodalConfig:
     qformer: QFormerConfig
     text: T5Config
     num_query_tokens: int = 32
+
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.text.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.text.vocab_size
+
+    @property
+    def max_length(self) -> None:
+        """Prompts may have any length."""
+        return self.text.max_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchT5Config:
+    """Sizes of `PatchT5`.
+
+    Attributes:
+      text: of the text encoder.
+      picture_dim: numbers of a patch (`identity.PatchPictures`).
+    """
+
+    text: T5Config
+    picture_dim: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.text.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.text.vocab_size
+
+    @property
+    def max_length(self) -> None:
+        """Prompts may have any length."""
+        return self.text.max_length
 
 
 class MultimodalStates(NamedTuple):
@@ -81,6 +131,32 @@ class MultimodalEncoder(nnx.Module):
         """Encodes packed prompts with their pictures; see `read` and `see`."""
         return self.read(ids, segment=segment, query=query, features=self.see(pictures))
 
+    def read_assets(
+        self,
+        ids: Int[Array, "b s"],
+        *,
+        segment: Int[Array, "b s"],
+        asset: Int[Array, "b s"],
+        features: Array,
+    ) -> Float[Array, "b s e"]:
+        """States of a batch's prompts.
+
+        Args:
+          ids: of words.
+          segment: number of the prompt in its row; 0 is padding.
+          asset: the row of the asset table that each place shows, 0 for a word; the n-th place of
+            an asset shows its n-th query.
+          features: (b, a, h * w * 3) pixels in [0, 255] of the asset table (`WholePictures`).
+        """
+        queries, size = self.config.num_query_tokens, self.config.vision.image_size
+        pictures = features[:, 1:].reshape(*features[:, 1:].shape[:2], size, size, 3)
+        pictures = (pictures.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD_RGB)
+        place = jnp.arange(ids.shape[1])
+        before = (asset[:, :, None] == asset[:, None, :]) & (place[None, :] < place[:, None])
+        number = jnp.sum(before, axis=-1) % queries
+        query = jnp.where(asset > 0, 1 + (asset - 1) * queries + number, 0)
+        return self(ids, segment=segment, query=query, pictures=pictures).states
+
     def see(self, pictures: Float[Array, "b i h w 3"]) -> Float[Array, "b i q e"]:
         """What the text encoder reads of each picture.
 
@@ -119,6 +195,32 @@ class MultimodalEncoder(nnx.Module):
         overlay = Overlay(take_rows(table, query), query > 0)
         states = self.text(ids, segment=segment, overlay=overlay)
         return MultimodalStates(states, picture_of(query, num_queries=q))
+
+
+class PatchT5(nnx.Module):
+    """Words and patches to states."""
+
+    def __init__(self, config: PatchT5Config, *, rngs: nnx.Rngs):
+        self.config = config
+        axes = ("asset", "embed")
+        width = config.text.d_model
+        self.picture_in = Linear(config.picture_dim, width, axes=axes, bias=True, rngs=rngs)
+        self.text = T5Encoder(config.text, rngs=rngs)
+
+    def read_assets(
+        self,
+        ids: Int[Array, "b s"],
+        *,
+        segment: Int[Array, "b s"],
+        asset: Int[Array, "b s"],
+        features: Float[Array, "b a width"],
+    ) -> Float[Array, "b s e"]:
+        """States of a batch's prompts; as `MultimodalEncoder.read_assets`, of vectors that are one
+        place each.
+        """
+        table = self.picture_in(features.astype(jnp.dtype(self.config.text.dtype)))
+        overlay = Overlay(take_rows(table, asset), asset > 0)
+        return self.text(ids, segment=segment, overlay=overlay)
 
 
 def picture_of(query: Int[Array, "b s"], *, num_queries: int) -> Int[Array, "b s"]:

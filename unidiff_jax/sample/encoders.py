@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from unidiff_jax.config import Config, ConfigError, read_fields
+from unidiff_jax.config import MAX_SIZE, Config, ConfigError, read_fields
 from unidiff_jax.export.files import (
     WEIGHT_NAMES,
     open_tensors,
@@ -29,6 +29,7 @@ from unidiff_jax.export.mapping import (
     clip_text_table,
     from_official,
     modern_vae_names,
+    multimodal_table,
     t5_table,
     to_official,
     vae_table,
@@ -36,13 +37,26 @@ from unidiff_jax.export.mapping import (
 from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.clip import CLIPTowersConfig, tower_names
 from unidiff_jax.models.layers import abstract
+from unidiff_jax.models.multimodal import MultimodalConfig, PatchT5Config
+from unidiff_jax.models.qformer import QFormerConfig
 from unidiff_jax.models.t5 import T5Config
 from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
 from unidiff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
+from unidiff_jax.models.vit import ViTConfig
 from unidiff_jax.paths import AnyPath
 from unidiff_jax.sample.clip import clip_text_config, tower_values
 from unidiff_jax.text import END, PAD, Tokenizer, load_tokenizer
 from unidiff_jax.types import Params
+
+_T5_DEFAULTS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+}
+"""What transformers takes where a T5's settings leave it out, as those inside BLIP-2's do."""
 
 MAX_TEXT = 300
 """Most tokens of a prompt."""
@@ -190,6 +204,7 @@ class LoadedText:
         round_to: str | None = None,
         mesh: Config | None = None,
         skip_layers: int = 0,
+        multimodal: bool = False,
     ) -> "LoadedText":
         """Reads transformers' folder of a T5 of version 1.1, or of a CLIP.
 
@@ -201,11 +216,14 @@ class LoadedText:
           round_to: type to which the weights are rounded before.
           mesh: see `denoiser.load_denoiser`.
           skip_layers: of CLIP's towers.
+          multimodal: whether it may also be a BLIP-2, whose prompts `encode` does not take.
 
         Raises:
           ConfigError: another encoder; and as `OneDiffusionPipeline.from_pretrained`.
         """
-        config = released_text_config(folder, dtype=dtype, skip_layers=skip_layers)
+        config = released_text_config(
+            folder, dtype=dtype, skip_layers=skip_layers, multimodal=multimodal
+        )
         graphdef, shapes, axes = abstract(lambda rngs: make_text_encoder(config, rngs=rngs))
         shardings = section_shardings(mesh, shapes, axes)
         params: Params = {}
@@ -307,24 +325,35 @@ def text_parts(folders: AnyPath, config: TextConfig) -> list[Part]:
         )
     if isinstance(config, T5Config):
         return [Part((), names[0], t5_table(config))]
+    if isinstance(config, MultimodalConfig):
+        return [Part((), names[0], multimodal_table(config))]
+    if isinstance(config, PatchT5Config):
+        raise ConfigError(
+            "init.text_encoder: text.kind='patches' has no released weights; leave it"
+        )
     return [
         Part((key,), folder, clip_text_table(tower))
         for key, folder, tower in zip(tower_names(config), names, config.towers, strict=True)
     ]
 
 
-def released_text_config(folders: AnyPath, *, dtype: str, skip_layers: int = 0) -> TextConfig:
+def released_text_config(
+    folders: AnyPath, *, dtype: str, skip_layers: int = 0, multimodal: bool = False
+) -> TextConfig:
     """Reads transformers' `config.json` of a T5, or of one or more CLIPs, without projections.
 
     Args:
       folders: see `text_folders`.
       dtype: of activations.
       skip_layers: of CLIP's towers.
+      multimodal: whether it may also be a BLIP-2.
 
     Raises:
       ConfigError: another encoder; FolderError: no folder of one.
     """
     values = [read_config(folder) for folder in text_folders(folders)]
+    if multimodal and values[0].get("model_type") == "blip-2":
+        return multimodal_config(values[0], dtype=dtype)
     if len(values) == 1 and not str(values[0].get("model_type")).startswith("clip"):
         return t5_config(values[0], dtype=dtype)
     found = [
@@ -347,6 +376,43 @@ def t5_config(values: Mapping[str, Any], *, dtype: str) -> T5Config:
         )
     chosen = read_fields(T5Config, values, without=("dtype", "scan_layers", "remat"))
     return T5Config(**chosen, dtype=dtype, remat="none")
+
+
+def multimodal_config(values: Mapping[str, Any], *, dtype: str = "float32") -> MultimodalConfig:
+    """Reads the `config.json` of transformers' `Blip2ForConditionalGeneration`.
+
+    Args:
+      values: of the file.
+      dtype: of activations; the Q-Former's are float32, as in transformers.
+
+    Raises:
+      ConfigError: another model, or one whose language model is no T5.
+    """
+    if values.get("model_type") != "blip-2":
+        raise ConfigError(
+            f"model_type={values.get('model_type')!r} is not known; known is 'blip-2'"
+        )
+    names = ("text_config", "vision_config", "qformer_config")
+    text, vision, qformer = (values.get(name) or {} for name in names)
+    if not all(isinstance(part, Mapping) for part in (text, vision, qformer)):
+        raise ConfigError(f"{', '.join(names)} are not all objects with settings")
+    queries = values.get("num_query_tokens", 32)
+    if type(queries) is not int or not 1 <= queries <= MAX_SIZE:
+        raise ConfigError(f"num_query_tokens={queries!r} is no number of queries; for example 32")
+    kind = text.get("model_type", "opt")
+    if kind != "t5":
+        raise ConfigError(
+            f"text_config.model_type={kind!r} has no encoder; 't5' has one, for example in "
+            "blip2-flan-t5-xl"
+        )
+    sees = ViTConfig.from_json(vision, dtype=dtype)
+    asks = QFormerConfig.from_json(qformer)
+    return MultimodalConfig(
+        vision=sees,
+        qformer=dataclasses.replace(asks, encoder_hidden_size=sees.hidden_size),
+        text=t5_config(_T5_DEFAULTS | text, dtype=dtype),
+        num_query_tokens=queries,
+    )
 
 
 def t5_values(config: T5Config) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def drop_text(batch: Batch, empty: Sequence[int]) -> Batch:
         text_position=pad(jnp.tile(jnp.arange(len(empty)), count)[None]),
         text_name=None if batch.text_name is None else jnp.zeros_like(batch.text_name),
         text_asset=None if batch.text_asset is None else jnp.zeros_like(batch.text_asset),
+        text_entity=None if batch.text_entity is None else jnp.zeros_like(batch.text_entity),
     )
 
 

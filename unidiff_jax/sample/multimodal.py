@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from unidiff_jax.config import MAX_SIZE, Config, ConfigError
+from unidiff_jax.config import Config
 from unidiff_jax.export.files import WEIGHT_NAMES, open_tensors, read_config, write_model
 from unidiff_jax.export.mapping import (
     flatten,
@@ -27,81 +27,28 @@ from unidiff_jax.export.mapping import (
 )
 from unidiff_jax.mesh import section_shardings
 from unidiff_jax.models.layers import abstract
-from unidiff_jax.models.multimodal import MultimodalConfig, MultimodalEncoder
-from unidiff_jax.models.qformer import QFormerConfig
-from unidiff_jax.models.vit import ViTConfig
+from unidiff_jax.models.multimodal import MEAN, STD_RGB, MultimodalConfig, MultimodalEncoder
 from unidiff_jax.paths import AnyPath
 from unidiff_jax.prompts import Interleaved, ListPart, interleave, parse_prompt, resolve_prompt
-from unidiff_jax.sample.encoders import t5_config
+from unidiff_jax.sample.encoders import multimodal_config
 from unidiff_jax.text import PAD, Tokenizer
 from unidiff_jax.types import Params
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the RGB values in [0, 1] of CLIP's training pictures."""
-
 LENGTH_STEP = 64
 """Prompts are padded to a multiple of so many places: the encoder is compiled once a length."""
-
-_T5_DEFAULTS = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-}
-"""What transformers takes where a T5's settings leave it out, as those inside BLIP-2's do."""
 
 
 def preprocess(
     pictures: Sequence[Image.Image], *, size: int = 224
 ) -> Float[np.ndarray, "n size size 3"]:
     """Pictures as the vision tower reads them: squeezed to a square of `size` pixels (bicubic, by
-    PIL), colours normalised by `MEAN` and `STD`.
+    PIL), colours normalised by `MEAN` and `STD_RGB`.
     """
     values = np.zeros((len(pictures), size, size, 3), np.float32)
     for value, picture in zip(values, pictures, strict=True):
         rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
         value[:] = (np.asarray(rgb, np.float64) / 255).astype(np.float32)
-    return (values - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
-
-
-def multimodal_config(values: Mapping[str, Any], *, dtype: str = "float32") -> MultimodalConfig:
-    """Reads the `config.json` of transformers' `Blip2ForConditionalGeneration`.
-
-    Args:
-      values: of the file.
-      dtype: of activations; the Q-Former's are float32, as in transformers.
-
-    Raises:
-      ConfigError: another model, or one whose language model is no T5.
-    """
-    if values.get("model_type") != "blip-2":
-        raise ConfigError(
-            f"model_type={values.get('model_type')!r} is not known; known is 'blip-2'"
-        )
-    names = ("text_config", "vision_config", "qformer_config")
-    text, vision, qformer = (values.get(name) or {} for name in names)
-    if not all(isinstance(part, Mapping) for part in (text, vision, qformer)):
-        raise ConfigError(f"{', '.join(names)} are not all objects with settings")
-    queries = values.get("num_query_tokens", 32)
-    if type(queries) is not int or not 1 <= queries <= MAX_SIZE:
-        raise ConfigError(f"num_query_tokens={queries!r} is no number of queries; for example 32")
-    kind = text.get("model_type", "opt")
-    if kind != "t5":
-        raise ConfigError(
-            f"text_config.model_type={kind!r} has no encoder; 't5' has one, for example in "
-            "blip2-flan-t5-xl"
-        )
-    sees = ViTConfig.from_json(vision, dtype=dtype)
-    asks = QFormerConfig.from_json(qformer)
-    return MultimodalConfig(
-        vision=sees,
-        qformer=dataclasses.replace(asks, encoder_hidden_size=sees.hidden_size),
-        text=t5_config(_T5_DEFAULTS | text, dtype=dtype),
-        num_query_tokens=queries,
-    )
+    return (values - np.asarray(MEAN, np.float32)) / np.asarray(STD_RGB, np.float32)
 
 
 class EncodedPrompts(NamedTuple):

@@ -23,6 +23,7 @@ from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatc
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.outside import InputError
 from unidiff_jax.paths import AnyPath, as_path
+from unidiff_jax.prompts import parse_prompt, to_slots
 from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.images import load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
@@ -190,7 +191,8 @@ class Pipeline:
             float32 (h, w) in [0, 1], a mask as bool (h, w), a picture as uint8 (h, w, 3).
           **fields: the task's given frames (path, PIL picture or array, by field name; a list of
             them where the task repeats the frame) and the text fields of its prompt, such as
-            caption="a red cube".
+            caption="a red cube". The task `interleave` takes pictures in its prompt too:
+            slots="<img>fox.png</img> in the snow", or a list (`unidiff_jax.prompts`).
 
         Returns:
           The generated frames by field name.
@@ -352,6 +354,9 @@ class Pipeline:
     def _item(self, task: Task, fields: Mapping[str, Any], *, has_words: bool) -> dict[str, Any]:
         """Loads given frames, fills generated ones with zeros and checks names."""
         words = () if has_words else task.prompt_fields
+        if task.optional and "slots" in fields and "assets" not in fields:
+            slots, assets = to_slots(parse_prompt(fields["slots"]))
+            fields = {**fields, "slots": slots, "assets": assets}
         region = (task.region,) if task.region and self.maker.guidance == "channels" else ()
         known = {*task.given, *region, *words}
         unknown = sorted(set(fields) - known)
@@ -374,6 +379,8 @@ class Pipeline:
                 item[frame.field] = load_image(given, codec=frame.codec, size=size)
             else:
                 given = given if several else [given]
+                if not given and not task.optional:
+                    raise InputError(f"task {task.name!r} needs at least one of {frame.field}")
                 item[frame.field] = [load_image(g, codec=frame.codec, size=size) for g in given]
         for name in region:
             item[name] = load_image(fields[name], codec="mask", size=size)

@@ -1,6 +1,7 @@
 """Weights that a run starts from (`config.init`): released ones, or another run's."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +20,9 @@ from unidiff_jax.export.mapping import (
     vae_table,
 )
 from unidiff_jax.export.unified import is_unified, unified_dit
-from unidiff_jax.models.clip import CLIPTextConfig, CLIPTowersConfig
+from unidiff_jax.models.clip import CLIPTowersConfig
 from unidiff_jax.models.dit import DiTConfig
-from unidiff_jax.models.t5 import T5Config
+from unidiff_jax.models.multimodal import MultimodalConfig
 from unidiff_jax.models.text_encoder import TextConfig
 from unidiff_jax.models.vae import VAEConfig
 from unidiff_jax.paths import AnyPath
@@ -39,7 +40,7 @@ from unidiff_jax.train.workdir import (
 from unidiff_jax.types import Params
 
 _FREE = {"attention", "context", "dtype", "modulation", "quantized", "remat", "scan_layers"}
-_FREE |= {"softcap", "text_gate_init"}
+_FREE |= {"map_layers", "softcap", "text_gate_init"}
 """Settings that do not change what the weights mean, or that training chooses."""
 
 _SHAPES = ("depth", "guidance_dim", "asset_dim")
@@ -71,6 +72,7 @@ def check_released(config: ConfigDict) -> None:
             config.init.text_encoder,
             dtype=config.text.get("dtype", "float32"),
             skip_layers=config.text.get("skip_layers", 0),
+            multimodal=True,
         )
         faults += _text_differences(found, text)
     if "folder" in config.autoencoder:
@@ -198,6 +200,19 @@ def _run_differences(config: ConfigDict) -> list[str]:
 
 
 def _text_differences(found: TextConfig, wanted: TextConfig) -> list[str]:
+    if isinstance(found, MultimodalConfig) and isinstance(wanted, MultimodalConfig):
+        parts = [("text.vision", found.vision, wanted.vision)]
+        parts += [
+            ("text.qformer", found.qformer, wanted.qformer),
+            ("text", found.text, wanted.text),
+        ]
+        faults = [fault for name, *pair in parts for fault in _differences(*pair, name)]
+        if found.num_query_tokens != wanted.num_query_tokens:
+            faults.append(
+                f"text.num_query_tokens is {wanted.num_query_tokens}, the folder's "
+                f"{found.num_query_tokens}"
+            )
+        return faults
     pairs = [c.towers if isinstance(c, CLIPTowersConfig) else (c,) for c in (found, wanted)]
     kinds = [" and ".join(type(c).__name__.removesuffix("Config") for c in pair) for pair in pairs]
     if kinds[0] != kinds[1]:
@@ -212,11 +227,8 @@ def _text_differences(found: TextConfig, wanted: TextConfig) -> list[str]:
     ]
 
 
-def _differences(
-    found: DiTConfig | T5Config | CLIPTextConfig,
-    wanted: DiTConfig | T5Config | CLIPTextConfig,
-    section: str,
-) -> list[str]:
+def _differences(found: Any, wanted: Any, section: str) -> list[str]:
+    """Fields of two configs of one class that differ."""
     return [
         f"{section}.{field.name} is {getattr(wanted, field.name)!r}, "
         f"the folder's {getattr(found, field.name)!r}"

@@ -140,10 +140,15 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
 
 
 def summarize(table: LossTable, *, prefix: str) -> dict[str, float]:
-    """Total loss (NaN without weight), loss by task and by noise-level bin where there is any."""
+    """Loss of the prediction (NaN without weight), by task and by noise-level bin where there is
+    any, and the mean error of attention maps where the table has it.
+    """
     error, weight = np.asarray(table.error), np.asarray(table.weight)
     total = weight.sum()
     values = {f"{prefix}/loss": error.sum() / total if total > 0 else np.nan}
+    if table.map_error is not None:
+        maps = np.asarray(table.map_error).sum()
+        values[f"{prefix}/map_error"] = maps / total if total > 0 else np.nan
     for task in TASKS.values():
         if weight[task.id].sum() > 0:
             values[f"{prefix}/loss/{task.name}"] = error[task.id].sum() / weight[task.id].sum()

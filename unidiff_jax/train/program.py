@@ -125,6 +125,7 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
     side = config.patch
     latent = np.zeros((side, side, stored_channels(config)), np.float32)
     dit, _ = model_configs(config)
+    entities = config.data.get("entities", 0)
     example = make_example(
         get_task("text_to_image"),
         latents=[latent],
@@ -136,7 +137,8 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
         example_id=1,
         patch=config.patch,
         guide=Guide(latent, latent[..., 0]) if dit.guidance_dim else None,
-        assets=np.zeros((0, dit.asset_dim), np.float32) if dit.asset_dim else None,
+        assets=_no_assets(config),
+        entity_masks=np.zeros((entities, side, side), np.float32) if entities else None,
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -144,6 +146,14 @@ def batch_shapes(config: ConfigDict, *, sharding: NamedSharding) -> Batch:
         ),
         pack_rows([example], size=RowSize(**config.data.row))[0],
     )
+
+
+def _no_assets(config: ConfigDict) -> np.ndarray | None:
+    """An asset table without rows; None where references are frames."""
+    settings = config.data.get("identity")
+    if not settings or config.data.get("guidance", "frames") == "frames":
+        return None
+    return np.zeros((0, settings.dim), np.uint8 if settings.encoder == "picture" else np.float32)
 
 
 def _has_released(config: ConfigDict) -> bool:

@@ -15,11 +15,11 @@ from jaxtyping import Array, Int
 from unidiff_jax.config import ConfigError
 from unidiff_jax.export.mapping import flatten, nest
 from unidiff_jax.mesh import parameter_shardings, replicated
-from unidiff_jax.models.dit import DiT, DiTConfig
+from unidiff_jax.models.dit import DiT, DiTConfig, Prediction
 from unidiff_jax.models.layers import abstract
 from unidiff_jax.models.lora import LoRAConfig, attach
 from unidiff_jax.models.pixels import PixelConfig, PixelEncoder
-from unidiff_jax.models.text_encoder import TextConfig, make_text_encoder
+from unidiff_jax.models.text_encoder import TextConfig, encode_batch, make_text_encoder
 from unidiff_jax.types import Batch, Noised, Params
 
 
@@ -71,10 +71,14 @@ class UnifiedModel(nnx.Module):
         """States of the batch's text, computed here or carried by the batch."""
         if batch.text_states is not None:
             return batch.text_states
-        return self.text_encoder(batch.text_ids, segment=batch.text_segment)
+        return encode_batch(self.text_encoder, batch)
 
     def __call__(self, batch: Batch, noised: Noised) -> jax.Array:
         return self.dit(batch, noised, self.encode_text(batch))
+
+    def with_maps(self, batch: Batch, noised: Noised) -> Prediction:
+        """See `DiT.with_maps`."""
+        return self.dit.with_maps(batch, noised, self.encode_text(batch))
 
 
 class ModelParts(NamedTuple):

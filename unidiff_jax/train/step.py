@@ -1,7 +1,8 @@
 """One training step: draw noise, predict, score, update.
 
 The loss is sum(w * error) / sum(w) over the whole global batch, so that accumulated, sharded and
-packed batches give the same gradient as one big unpacked batch.
+packed batches give the same gradient as one big unpacked batch. Where a config gives attention maps
+a weight, their error (`dit.Prediction`) is one more term of every token's error.
 """
 
 import dataclasses
@@ -33,17 +34,34 @@ NUM_TASKS = 1 + max(task.id for task in TASKS.values())
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossTable:
-    """Weighted error and weight by task and noise-level bin; tables of batches add up."""
+    """Weighted error and weight by task and noise-level bin; tables of batches add up.
+
+    Attributes:
+      error: of the prediction.
+      weight: of the tokens.
+      map_error: of the attention maps; None where they have no weight in the loss.
+    """
 
     error: Float[Array, "n bins"]
     weight: Float[Array, "n bins"]
+    map_error: Float[Array, "n bins"] | None = None
+
+    def total(self, config: flow.FlowConfig) -> Float[Array, ""]:
+        """Sum of all errors, those of the maps times their weight."""
+        total = jnp.sum(self.error)
+        if self.map_error is None:
+            return total
+        return total + config.map_weight * jnp.sum(self.map_error)
 
 
 class Scored(NamedTuple):
-    """Weighted squared error of each token, and what it was scored at."""
+    """Squared error of each token, what it was scored at, and the error of the attention maps there
+    (None without them).
+    """
 
     error: Float[Array, "b t"]
     sigma: Float[Array, "b t"]
+    map_error: Float[Array, "b t"] | None
 
 
 def score_tokens(
@@ -60,9 +78,13 @@ def score_tokens(
     noise = flow.draw_noise(key, batch)
     sigma = flow.draw_sigma(key, batch, config)
     noised = flow.add_noise(batch, noise=noise, sigma=sigma, config=config)
-    output = model(batch, noised)
+    map_error = None
+    if config.map_weight:
+        output, map_error = model.with_maps(batch, noised)
+    else:
+        output = model(batch, noised)
     error = flow.token_loss(output, batch=batch, noised=noised, noise=noise, config=config)
-    return Scored(error, noised.token_sigma)
+    return Scored(error, noised.token_sigma, map_error)
 
 
 def loss_table(
@@ -74,7 +96,7 @@ def loss_table(
     config: flow.FlowConfig,
 ) -> LossTable:
     """Scores a batch at noise levels and noise drawn from `key`."""
-    error, sigma = score_tokens(params, batch, key, graphdef=graphdef, config=config)
+    error, sigma, map_error = score_tokens(params, batch, key, graphdef=graphdef, config=config)
     weight = batch.loss_mask
     task = take_rows(batch.task, batch.token_segment)
     bins = jnp.clip((sigma * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
@@ -83,8 +105,14 @@ def loss_table(
     def table(values):
         return jnp.einsum("bt,btn->n", values, cell).reshape(NUM_TASKS, NUM_BINS)
 
-    # masked before it is summed: a token without weight contributes exactly nothing
-    return LossTable(error=table(jnp.where(weight > 0, error * weight, 0.0)), weight=table(weight))
+    def errors(values):  # a token without weight contributes exactly nothing
+        return table(jnp.where(weight > 0, values * weight, 0.0))
+
+    return LossTable(
+        error=errors(error),
+        weight=table(weight),
+        map_error=None if map_error is None else errors(map_error),
+    )
 
 
 def loss_and_gradient(
@@ -107,7 +135,7 @@ def loss_and_gradient(
     def loss(params, batch):
         params = join(frozen or {}, params)
         table = loss_table(params, batch, key, graphdef=graphdef, config=config)
-        return jnp.sum(table.error) / total, table
+        return table.total(config) / total, table
 
     gradient = jax.grad(loss, has_aux=True)
     if num_microbatches == 1:
@@ -155,7 +183,7 @@ def make_train_step(
             frozen=state.frozen,
             num_microbatches=num_microbatches,
         )
-        loss = jnp.sum(table.error) / jnp.maximum(jnp.sum(table.weight), 1e-8)
+        loss = table.total(flow_config) / jnp.maximum(jnp.sum(table.weight), 1e-8)
         grad_norm = optax.global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (grad_norm <= limit)
 

@@ -9,7 +9,7 @@ from unidiff_jax.export.files import read_config
 from unidiff_jax.models.dit import DiTConfig
 from unidiff_jax.models.lora import LoRAConfig
 from unidiff_jax.models.pixels import PixelConfig
-from unidiff_jax.models.text_encoder import TextConfig, text_config
+from unidiff_jax.models.text_encoder import MULTIMODAL, TextConfig, text_config, text_kind
 from unidiff_jax.models.vae import SD3_VAE, VAEConfig
 from unidiff_jax.outside import InputError, read_object
 from unidiff_jax.paths import AnyPath, as_path, written_whole
@@ -56,7 +56,8 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
     """The model's settings; the widths of what the denoiser reads follow from the rest.
 
     Raises:
-      ConfigError: settings that cannot be, or prompts that are longer than the text encoder reads.
+      ConfigError: settings that cannot be, prompts that are longer than the text encoder reads, or
+        a weight of attention maps without layers or entities to take them of.
     """
     text = text_config(config.text)
     if text.max_length is not None and config.max_text > text.max_length:
@@ -64,8 +65,19 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
             f"max_text={config.max_text}, but the text encoder reads {text.max_length} tokens; for "
             f"example --set max_text={text.max_length}"
         )
+    if config.flow.get("map_weight"):
+        for key, value, example in (
+            ("model.map_layers", config.model.get("map_layers"), f"({config.model.depth // 2},)"),
+            ("data.entities", config.data.get("entities"), 4),
+        ):
+            if not value:
+                raise ConfigError(
+                    f"flow.map_weight={config.flow.map_weight} needs {key}, which is {value!r}; "
+                    f"for example --set {key}={example}"
+                )
     patch_dim = config.patch**2 * latent_channels(config)
     on_channels = config.data.get("guidance") == "channels"
+    _check_prompts(config)
     dit = DiTConfig(
         patch_dim=patch_dim,
         guidance_dim=patch_dim + config.patch**2 if on_channels else 0,
@@ -74,6 +86,21 @@ def model_configs(config: ConfigDict) -> tuple[DiTConfig, TextConfig]:
         **config.model,
     )
     return dit, text
+
+
+def _check_prompts(config: ConfigDict) -> None:
+    kind, guidance = text_kind(config.text), config.data.get("guidance", "frames")
+    if (kind in MULTIMODAL) != (guidance == "prompt"):
+        fix = "data.guidance=prompt" if kind in MULTIMODAL else f"text.kind={MULTIMODAL[-1]}"
+        raise ConfigError(
+            f"text.kind={kind!r} with data.guidance={guidance!r}: pictures stand in the prompt "
+            f"where the encoder reads them, and only there; for example --set {fix}"
+        )
+    if kind == "patches" and config.text.picture_dim != config.data.identity.dim:
+        raise ConfigError(
+            f"text.picture_dim={config.text.picture_dim} must be "
+            f"data.identity.dim={config.data.identity.dim}"
+        )
 
 
 def model_parts(config: ConfigDict) -> ModelParts:

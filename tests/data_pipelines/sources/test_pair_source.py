@@ -107,7 +107,7 @@ def test_captions_and_names_in_any_script(name, text):
 def test_scenario_tags_are_for_tasks_of_both_frames():
     for name in BUILDERS:
         expected = ["realistic style"]
-        if name in ("next_frame", "customize"):
+        if name in ("next_frame", "customize", "interleave"):
             expected.append("dynamic scenario")
         assert built(name)["tags"] == expected
 
@@ -115,7 +115,7 @@ def test_scenario_tags_are_for_tasks_of_both_frames():
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_text_that_is_needed_is_not_empty(name):
     pair = make_pair(caption=" \n")
-    if {"caption", "change"} & set(TASKS[name].prompt_fields):
+    if {"caption", "change", "slots"} & set(TASKS[name].prompt_fields):
         assert reason(name, pair) == "no caption"
     else:
         built(name, pair)

@@ -49,6 +49,7 @@ def test_tasks(source):
         "customize",
         "insert",
         "personalize",
+        "interleave",
     )
     for name in TASK_NAMES:
         task = get_task(name)

@@ -1,7 +1,11 @@
 """A BLIP-2 folder: prompts with pictures to states, types of weights, preprocessing."""
 
 import dataclasses
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +19,8 @@ from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.multimodal import LENGTH_STEP, LoadedMultimodal, preprocess
 from unidiff_jax.text import load_tokenizer
 
-TOKENIZER = load_tokenizer(
-    pathlib.Path(__file__)
-    .resolve()
-    .parents[2]
-    .joinpath("golden", "onediffusion", "tinypipe", "tokenizer")
-)
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+TOKENIZER = load_tokenizer(ROOT / "tests" / "golden" / "onediffusion" / "tinypipe" / "tokenizer")
 Q = tiny_blip2.NUM_QUERIES
 
 
@@ -98,6 +98,24 @@ def test_pictures_without_an_image_id_in_the_config(encoder):
     prompt = [picture(0), " in the snow"]
     assert other.tokenize(prompt).ids[:Q] == [0] * Q
     np.testing.assert_array_equal(other.encode([prompt]).states, encoder.encode([prompt]).states)
+
+
+def test_a_mesh_changes_nothing_but_the_place(folder):
+    flags = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "blip2_on_mesh.py"), str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["preset"] for row in rows] == ["fsdp", "fsdp_tensor2"]
+    for row in rows:
+        assert row["weights_equal"] and row["states"] < 1e-4
+        assert 0.2 < row["share"] < 0.7  # vectors and what 4 does not divide are whole everywhere
 
 
 # ------------------------------------------------------------------------------------ preprocessing

@@ -109,6 +109,31 @@ def step(parts):
     )
 
 
+def test_maps_are_one_more_term_of_the_loss():
+    dit = dataclasses.replace(tiny.DIT, depth=1, map_layers=(0,))
+    model, _, state, _ = tiny.make_state(dit)
+    examples = [tiny.entity_example(n, entities=n % 3) for n in range(1, 5)]
+
+    def run(weight, batch, num_microbatches=1):
+        config = dataclasses.replace(tiny.FLOW, map_weight=weight)
+        settings = {"graphdef": model.graphdef, "config": config}
+        settings["num_microbatches"] = num_microbatches
+        return jax.jit(functools.partial(loss_and_gradient, **settings))(
+            state.params, tiny.on_device(batch), KEY
+        )
+
+    alone, packed = tiny.alone(examples), tiny.packed(examples)
+    (off, plain), (on, mapped) = run(0.0, packed), run(0.5, alone, 2)
+    assert off.map_error is None and np.asarray(on.map_error).sum() > 0
+    np.testing.assert_allclose(on.error, off.error, rtol=1e-5)
+    config = dataclasses.replace(tiny.FLOW, map_weight=0.5)
+    np.testing.assert_allclose(on.total(config), on.error.sum() + 0.5 * on.map_error.sum())
+    keys, others = (g["dit"]["blocks"]["attention"]["text_k"]["weight"] for g in (mapped, plain))
+    assert np.abs(keys - others).max() > 1e-4
+    assert_close(run(0.5, packed), (on, mapped))
+    assert summarize(on, prefix="train")["train/map_error"] > 0
+
+
 def batches():
     """Batches of one shape and different contents, tasks and padding."""
     examples = tiny.mixed_examples(12)

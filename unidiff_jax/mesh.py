@@ -32,7 +32,8 @@ def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> M
     """Makes the mesh; one axis may be -1.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices, or `data` not to the slices.
+      ConfigError: the axes do not multiply to the number of devices, or `data` not to the slices
+        of TPUs. Nodes of GPUs are no slices: any axis may go over them, the outermost ones first.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(axes) - set(AXES)
@@ -58,6 +59,8 @@ def make_mesh(axes: Config, *, devices: Sequence[jax.Device] | None = None) -> M
     slices = {getattr(device, "slice_index", None) or 0 for device in devices}
     if len(slices) == 1:
         return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+    if devices[0].platform == "gpu":
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES, axis_types=auto)
     if shape[0] % len(slices):
         raise ConfigError(
             f"mesh.axes.data={shape[0]} must be a multiple of the {len(slices)} slices, between "

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -48,6 +49,43 @@ def spec(axes, shape, **sizes):
 )
 def test_logical_axes(axes, shape, sizes, expected):
     assert spec(axes, shape, **sizes) == PartitionSpec(*expected)
+
+
+def of_two(platform):
+    """Eight chips of two nodes or slices, as JAX describes them in a job.
+
+    There is a process for each GPU, and one for four TPU chips.
+    """
+    kind = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5e"}[platform]
+    devices = [
+        mock.Mock(
+            id=i,
+            platform=platform,
+            device_kind=kind,
+            process_index=i if platform == "gpu" else i // 4,
+            slice_index=i // 4,
+            coords=(i % 2, i % 4 // 2, 0),
+            core_on_chip=0,
+        )
+        for i in range(8)
+    ]
+    for device in devices:
+        device.__class__ = jax.Device
+    return devices
+
+
+def test_nodes_of_gpus_take_every_axis():
+    for axes in ({"fsdp": -1}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}):
+        mesh = make_mesh(axes, devices=of_two("gpu"))
+        assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+def test_between_slices_only_data():
+    mesh = make_mesh({"data": 2, "fsdp": -1}, devices=of_two("tpu"))
+    slices = [{device.slice_index for device in replica.flat} for replica in mesh.devices]
+    assert slices == [{0}, {1}]
+    with pytest.raises(ConfigError, match="multiple of the 2 slices"):
+        make_mesh({"fsdp": -1}, devices=of_two("tpu"))
 
 
 def test_one_device_takes_every_preset():

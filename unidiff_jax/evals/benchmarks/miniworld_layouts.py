@@ -370,7 +370,10 @@ def _gso(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
             drawing = render(_from(scene, rng), SIZE)
             alpha = np.where(drawing.instance > 0, 255, 0).astype(np.uint8)
             model = folder / f"thing{number}" / views.MODEL
-            _save(np.dstack([drawing.rgb, alpha]), model / f"{place:03d}.png")
+            # what a wider lens sees around it is empty
+            edge = round(SIZE * (drawing.intrinsics[0, 0] / views.FOCAL - 1) / 2)
+            rgba = np.pad(np.dstack([drawing.rgb, alpha]), ((edge, edge), (edge, edge), (0, 0)))
+            _save(rgba, model / f"{place:03d}.png")
             world_to_camera = np.linalg.inv(drawing.camera_to_world.astype(np.float64))
             with (model / f"{place:03d}.npy").open("wb") as file:
                 np.save(file, world_to_camera[:3])

@@ -481,35 +481,12 @@ prompt_list = [
     assert len(items) == 4 * (1 + 2)
     dog = items[0]
     assert dog.id == "dog6/00_0" and dog.truth["prompt"] == "a dog wearing a crown"
-    assert dog.text["slots"] == "a <p> wearing a crown"
+    assert dog.text["slots"] == "<p> wearing a crown"
     assert dog.text["references"] == "the dog of IMG1"
     assert dog.text["captions"] == "[[img0]] a dog wearing a crown [[img1]]"
     assert [p.name for p in dog.given["assets"]] == ["dog6/00.jpg"]
     assert len(dog.truth["references"]) == 2
     assert items[-1].truth["prompt"] == "a tiny toy" and items[-1].seed == 3
-
-
-def test_multibench(tmp_path):
-    for name in ("corgi", "robot", "cup"):
-        picture(tmp_path / f"{name}.jpg")
-    objects = {
-        name: {"name": word, "pictures": [f"{name}.jpg"]}
-        for name, word in (("corgi", "dog"), ("robot", "toy"), ("cup", "cup"))
-    }
-    prompt = {"id": "7", "objects": ["corgi", "cup"], "text": "a dog and a cup in the snow"}
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    items = read("multibench", tmp_path)
-    assert [item.id for item in items] == ["7/0", "7/1", "7/2", "7/3"]
-    assert items[0].text["slots"] == "a <p> and a <p> in the snow"
-    assert items[0].text["references"] == "the dog of IMG1 and the cup of IMG2"
-    prompt["objects"] = ["corgi"]
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    with pytest.raises(BenchmarkError, match="prompt 7: 1 objects, not 2 or 3"):
-        read("multibench", tmp_path)
-    prompt["objects"] = ["corgi", "cat"]
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    with pytest.raises(BenchmarkError, match="unknown object 'cat'"):
-        read("multibench", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- views
@@ -575,7 +552,7 @@ def test_portraits(tmp_path):
     write(tmp_path / "prompts.txt", "a person in a garden\n\na person by the sea\n")
     items = read("unsplash50", tmp_path)
     assert [item.id for item in items] == ["ann/00", "ann/01", "bob/00", "bob/01"]
-    assert items[0].text["slots"] == "a <p> in a garden"
+    assert items[0].text["slots"] == "<p> in a garden"
     answers = {
         "ann/00": colors["ann"],
         "ann/01": (0, 0, 0),  # no face: counts as 0

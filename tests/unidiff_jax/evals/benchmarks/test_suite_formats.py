@@ -441,6 +441,29 @@ def test_depth_in_a_picture(tmp_path):
         read("nyuv2", tmp_path)
 
 
+def test_maps_of_two_sizes_are_exchanged(tmp_path):
+    """DIODE's own masks, pictures of two sizes: the shuffled row needs both."""
+    lines = []
+    for number, (width, height) in enumerate(((20, 12), (16, 10))):
+        stem = f"indoors/{number}"
+        picture(tmp_path / f"{stem}.png", (width, height))
+        metres = np.linspace(1, 5, width * height).reshape(height, width, 1) + number
+        np.save(tmp_path / f"{stem}_depth.npy", metres)
+        np.save(tmp_path / f"{stem}_depth_mask.npy", np.ones((height, width), np.float32))
+        lines.append(f"{stem}.png {stem}_depth.npy {stem}_depth_mask.npy")
+    write(tmp_path / "diode_val_all_filename_list.txt", "\n".join(lines))
+    items = read("diode", tmp_path)
+    maps = {item.id: depth.true_depth(item, "diode")[0] for item in items}
+    made = Predictions("made", lambda item: maps[item.id])
+    exchanged = Predictions("made", made.read, {}, dict(zip(maps, items[::-1], strict=True)))
+    score = get_benchmark("diode").score
+    (own, other) = (score(items, found, None)[0].values for found in (made, exchanged))
+    assert own.tolist() == [1, 1] and (other <= own).all()
+    wrong = Predictions("made", lambda item: maps[items[0].id])
+    with pytest.raises(BenchmarkError, match="indoors"):  # no map of another size is stretched
+        score(items, wrong, None)
+
+
 def test_kittis_crop_must_fit(tmp_path):
     picture(tmp_path / "a.png", (600, 300))
     write(tmp_path / "eigen_test_files_with_gt.txt", "a.png a_depth.png 721.5")

@@ -127,15 +127,22 @@ def to_rays(cameras: Cameras, *, size: int) -> Float[np.ndarray, "n y x 6"]:
 def from_rays(
     rays: Float[np.ndarray, "n y x 6"],
     *,
-    focal: Float[np.ndarray, "n 2"],
-    principal: Float[np.ndarray, "n 2"],
+    focal: Float[np.ndarray, "n 2"] | None = None,
+    principal: Float[np.ndarray, "n 2"] | None = None,
 ) -> Cameras:
     """Least-squares cameras of known intrinsics for rays, which need not be exact.
 
     The centre is the point nearest to all rays; the rotation turns the directions that the camera
     would see unturned onto those of the rays (Kabsch 1976).
+
+    Args:
+      rays: as of `to_rays`.
+      focal: as of `Cameras`; None is `DEFAULT_FOCAL`.
+      principal: as of `Cameras`; None is the middle.
     """
     count, size = rays.shape[:2]
+    focal = np.full((count, 2), 2 * DEFAULT_FOCAL) if focal is None else focal
+    principal = np.zeros((count, 2)) if principal is None else principal
     directions = rays[..., :3] / np.linalg.norm(rays[..., :3], axis=-1, keepdims=True)
     origins = np.cross(directions, rays[..., 3:])
     plain = _grid_directions(size, focal=np.asarray(focal), principal=np.asarray(principal))

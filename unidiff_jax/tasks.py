@@ -111,6 +111,29 @@ class Task:
             filled += [(frame, item[frame.field][number]) for frame in self.frames[once:]]
         return filled
 
+    @property
+    def makes_rounds(self) -> bool:
+        """Whether frames that repeat may be made, so that an example must say which are."""
+        repeated = self.frames[len(self.frames) - self.repeats :]
+        return any(f.field in self.generate or f.kind == Kind.RAY for f in repeated)
+
+    def unrolled(self, made: Sequence[bool]) -> "Task":
+        """The task of one example: its frames in order, of which those are made that `made` says.
+
+        The fields of frames that repeat end in their round: `views.0`, `cameras.0`, `views.1`.
+        """
+        once = len(self.frames) - self.repeats
+        frames = [
+            frame
+            if number < once
+            else dataclasses.replace(
+                frame, field=f"{frame.field}.{(number - once) // self.repeats}"
+            )
+            for number, frame in enumerate(self.sequence(len(made)))
+        ]
+        wanted = tuple(f.field for f, is_made in zip(frames, made, strict=True) if is_made)
+        return dataclasses.replace(self, frames=tuple(frames), generate=wanted, repeats=0)
+
     def write(
         self,
         item: Mapping[str, Any],

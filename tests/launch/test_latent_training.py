@@ -17,12 +17,20 @@ from data_pipelines.miniworld.manifest import Settings
 from data_pipelines.text_states import TextStates
 from launch.encode import encode
 from launch.precompute import precompute
-from unidiff_jax import OneDiffusionPipeline
+from unidiff_jax import OneDiffusionPipeline, cameras
 from unidiff_jax.config import ConfigError, load_config
+from unidiff_jax.evals.benchmarks import get_benchmark
+from unidiff_jax.evals.benchmarks import views as gso
+from unidiff_jax.evals.benchmarks.generate import Request, WorkdirGenerator, load_generator
+from unidiff_jax.evals.benchmarks.miniworld_layouts import write_layout
+from unidiff_jax.evals.benchmarks.runner import run_benchmark
 from unidiff_jax.export.mapping import flatten
 from unidiff_jax.export.run import export_run
+from unidiff_jax.frames import FRAME_COLUMNS
 from unidiff_jax.models.clip import CLIPTextConfig
+from unidiff_jax.outside import InputError
 from unidiff_jax.sample.encoders import LoadedText
+from unidiff_jax.sample.pipeline import Pipeline
 from unidiff_jax.train.checkpoint import Checkpoints
 from unidiff_jax.train.initial import load_released
 from unidiff_jax.train.loop import train
@@ -282,10 +290,19 @@ def _split(config):
     return model.split(model.shapes)
 
 
-def test_all_tasks_train_together_from_scratch(config, tmp_path):
-    state = train(config("stage=multitask", "train.num_steps=3", "train.save_every=3"), tmp_path)
+@pytest.fixture(scope="module")
+def multitask(config, tmp_path_factory):
+    """A run of all tasks from scratch, whose rows hold six views with their cameras."""
+    workdir = tmp_path_factory.mktemp("multitask")
+    settings = ("train.num_steps=3", "train.save_every=3")
+    settings += ("data.row.tokens=192", "data.row.frames=13")
+    return workdir, train(config("stage=multitask", *settings), workdir)
+
+
+def test_all_tasks_train_together_from_scratch(multitask):
+    workdir, state = multitask
     assert int(state.step) == 3
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_metrics(workdir / "metrics.jsonl")
     heldout = {key.split("/")[-1] for row in rows for key in row if key.startswith("heldout/loss/")}
     assert heldout == {
         "text_to_image",
@@ -294,6 +311,83 @@ def test_all_tasks_train_together_from_scratch(config, tmp_path):
         "inpaint",
         "multiview",
     }
+
+
+def test_views_and_cameras_of_a_run(multitask):
+    pipe = Pipeline.from_workdir(multitask[0])
+    photo = Image.new("RGB", (64, 64), "red")
+    poses = np.stack([cameras.look_at_origin(angle, 20.0, 1.7) for angle in (0, 40, 90)])
+    found = cameras.from_opengl(
+        poses, focal=np.full((3, 2), cameras.DEFAULT_FOCAL), principal=np.full((3, 2), 0.5)
+    )
+    each = [cameras.Cameras(*(part[[n]] for part in found)) for n in range(3)]
+    views, posed = [photo, None, None], [each[0], None, each[2]]
+    _, example = pipe.example("multiview", views=views, cameras=posed, caption="a cube")
+    given = example["frame_table"][:, FRAME_COLUMNS.index("given")]
+    assert given.tolist() == [1, 1, 0, 0, 0, 1]
+    rays = [cameras.read_ray_frame(pipe._latents(example, number)) for number in (1, 5)]
+    read = cameras.from_rays(np.stack(rays))
+    true = cameras.relative_to_first(cameras.Cameras(*(part[[0, 2]] for part in found)))
+    np.testing.assert_allclose(read.rotation, true.rotation, atol=1e-5)
+    np.testing.assert_allclose(read.centers, true.centers, atol=1e-5)
+
+    generator = WorkdirGenerator(pipe, name="run", settings={}, steps=3)
+    intrinsics = np.broadcast_to(np.diag([1.1, 1.1, 1.0]), (3, 3, 3))
+    scaled = [
+        generator._cameras(
+            Request(
+                "multiview",
+                "1",
+                made_cameras=(False, True, False),
+                poses=np.concatenate([poses[:, :, :3], poses[:, :, 3:] * size], axis=2),
+                intrinsics=intrinsics,
+            )
+        )
+        for size in (np.ones((4, 1)), np.array([[5.0], [5.0], [5.0], [1.0]]))
+    ]
+    for one, other in zip(*scaled, strict=True):  # the units of a suite do not count
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one.translation, other.translation, atol=1e-9)
+    assert np.linalg.norm(scaled[0][0].centers) == pytest.approx(1.7)
+
+    made = pipe("multiview", views=views, cameras=posed, caption="a cube", num_steps=1)
+    assert set(made) == {"views.1", "cameras.1", "views.2"}
+    assert made["views.2"].size == (64, 64)
+    assert made["cameras.1"].rotation.shape == (1, 3, 3)
+    with pytest.raises(InputError, match="cameras are a list of"):
+        pipe("multiview", views=[None], cameras=[found], caption="a cube")
+    with pytest.raises(InputError, match="fields of one length"):
+        pipe("multiview", views=views, cameras=posed[:2], caption="a cube")
+
+
+@pytest.mark.parametrize(("suite", "count"), [("gso_views", 5), ("gso_pose", 5)])
+def test_a_run_is_scored_on_views_and_cameras(multitask, tmp_path, monkeypatch, suite, count):
+    monkeypatch.setattr(gso, "FIRST_TEST", 24)  # one target
+    write_layout(suite, tmp_path / "data", count=1)
+    asked = []
+
+    def run():
+        model = load_generator(multitask[0], num_steps=1)
+        generate = model.generate
+        model.generate = lambda requests: asked.append(len(requests)) or generate(requests)
+        return run_benchmark(
+            get_benchmark(suite), data=tmp_path / "data", out=tmp_path / "out", generator=model
+        )
+
+    first = run()
+    assert sum(asked) == count
+    assert first["scores"] and all(score["n_failed"] == 0 for score in first["scores"])
+    assert all(np.isfinite(score["value"]) for score in first["scores"])
+    made = sorted(path for path in (tmp_path / "out/made").rglob("*.json"))
+    assert len(made) == count
+    made[0].unlink()
+    asked.clear()
+    again = run()
+    assert asked == [1]
+    assert [s["value"] for s in again["scores"]] == pytest.approx(
+        [s["value"] for s in first["scores"]], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from fake_models import fake_tools
 from flax import nnx
 from PIL import Image
 
@@ -17,11 +18,16 @@ from launch.encode import encode
 from launch.precompute import precompute
 from launch.tiny_onediffusion import write_tiny_blip2
 from unidiff_jax.config import ConfigError, load_config
+from unidiff_jax.evals.benchmarks import get_benchmark
+from unidiff_jax.evals.benchmarks.generate import load_generator
+from unidiff_jax.evals.benchmarks.miniworld_layouts import write_layout
+from unidiff_jax.evals.benchmarks.runner import run_benchmark
 from unidiff_jax.export.mapping import flatten
+from unidiff_jax.paths import as_path
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.multimodal import LoadedMultimodal
 from unidiff_jax.sample.pipeline import Pipeline
-from unidiff_jax.tasks import get_task
+from unidiff_jax.tasks import PLACEHOLDER, get_task
 from unidiff_jax.text import load_tokenizer
 from unidiff_jax.train.loop import train
 from unidiff_jax.train.metrics import read_metrics
@@ -186,6 +192,31 @@ def test_a_run_samples_prompts_with_pictures(run, tmp_path):
         made(f"<img>{paths[0]}</img> on <p>")
     with pytest.raises(InputError, match="without its </img>"):
         made("<img>fox")
+
+
+@pytest.mark.parametrize("suite", ["multibench", "dreambench"])
+def test_a_run_is_asked_with_pictures_between_the_words(run, tmp_path, suite):
+    write_layout(suite, tmp_path / "data", count=1)
+    model, asked = load_generator(run[0], num_steps=1), []
+    example = model._pipeline.example
+    model._pipeline.example = lambda *args, **call: (
+        asked.append((args, call)) or example(*args, **call)
+    )
+    benchmark = get_benchmark(suite)
+    results = run_benchmark(
+        benchmark, data=tmp_path / "data", out=tmp_path / "out", generator=model,
+        tools=fake_tools(), limit=2,
+    )  # fmt: skip
+    items = benchmark.read(as_path(tmp_path / "data"), "test")[:2]
+    for (args, call), item in zip(asked, items, strict=True):
+        assert args == ("interleave",) and call["slots"] == item.text["slots"]
+        shown = item.given["assets"]
+        assert call["slots"].count(PLACEHOLDER) == len(shown) > 0
+        for given, picture in zip(call["assets"], shown, strict=True):
+            np.testing.assert_array_equal(np.asarray(given), np.asarray(picture.open()))
+    assert {"clip_i", "clip_t", "dino", "average"} <= {s["metric"] for s in results["scores"]}
+    assert all(score["n_failed"] == 0 for score in results["scores"])
+    assert results["config"]["task"] == "interleave"
 
 
 @pytest.mark.parametrize(("size", "millions"), [("B", 500), ("L", 1600), ("XL", 4000)])

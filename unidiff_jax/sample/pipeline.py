@@ -18,8 +18,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.build import make_maker, row_size, split_rows
-from unidiff_jax import flow
-from unidiff_jax.frames import CODECS, FRAME_COLUMNS, Example, pack_rows, unpatchify
+from unidiff_jax import cameras, flow
+from unidiff_jax.frames import (
+    CODECS,
+    FRAME_COLUMNS,
+    Example,
+    frame_names,
+    pack_rows,
+    unpatchify,
+)
 from unidiff_jax.mesh import batch_sharding, make_mesh, on_mesh, parameter_shardings, replicated
 from unidiff_jax.outside import InputError
 from unidiff_jax.paths import AnyPath, as_path
@@ -27,7 +34,7 @@ from unidiff_jax.prompts import parse_prompt, to_slots
 from unidiff_jax.sample.guidance import Guidance
 from unidiff_jax.sample.images import load_image, to_picture
 from unidiff_jax.sample.solvers import integrate, sigma_schedule
-from unidiff_jax.tasks import Task, get_task
+from unidiff_jax.tasks import FrameSpec, Task, get_task
 from unidiff_jax.text import Tokenizer, load_tokenizer
 from unidiff_jax.train.checkpoint import load_average
 from unidiff_jax.train.initial import load_released
@@ -192,10 +199,14 @@ class Pipeline:
           **fields: the task's given frames (path, PIL picture or array, by field name; a list of
             them where the task repeats the frame) and the text fields of its prompt, such as
             caption="a red cube". The task `interleave` takes pictures in its prompt too:
-            slots="<img>fox.png</img> in the snow", or a list (`unidiff_jax.prompts`).
+            slots="<img>fox.png</img> in the snow", or a list (`unidiff_jax.prompts`). Where a task
+            makes any number of frames, None stands for each that is to be made:
+            views=[photo, None], cameras=[camera, camera], each a `cameras.Cameras` of one at the
+            scale of training (`cameras.normalize`).
 
         Returns:
-          The generated frames by field name.
+          The generated frames by field name, of frames that repeat with the round: `views.1`.
+          Cameras are `cameras.Cameras` of one, of the default focal length.
 
         Raises:
           InputError: a field is missing, unknown or cannot be read, or the model's prompts have no
@@ -212,14 +223,17 @@ class Pipeline:
             guidance=guidance,
             image_guidance=image_guidance,
         )[0][0]
-        codecs = {frame.field: frame.codec for frame in spec.frames}
-        if as_values:
-            return {field: CODECS[codecs[field]].read(frame) for field, frame in made.items()}
+        frames = {frame.field: frame for frame in spec.frames}
         size = (self.config.image_size, self.config.image_size)
-        return {
-            field: to_picture(frame, codec=codecs[field], size=size)
-            for field, frame in made.items()
-        }
+
+        def show(frame: FrameSpec, values: np.ndarray) -> Any:
+            if frame.kind == Kind.RAY:
+                return cameras.from_rays(values[None])
+            if as_values:
+                return CODECS[frame.codec].read(values)
+            return to_picture(values, codec=frame.codec, size=size)
+
+        return {field: show(frames[field], values) for field, values in made.items()}
 
     def example(
         self,
@@ -245,12 +259,6 @@ class Pipeline:
         if roles and not self.maker.roles:
             raise InputError("this model was trained without roles; leave them out")
         spec = _with_roles(get_task(task), roles or {})
-        repeated = spec.frames[len(spec.frames) - spec.repeats :]
-        if any(f.field in spec.generate or f.kind == Kind.RAY for f in repeated):
-            raise InputError(
-                f"task {task!r} makes any number of frames; sample it from an exported folder with "
-                "launch.onediffusion"
-            )
         if prompt is not None and not (base_prompt is None and tags is None):
             raise InputError("the whole prompt has its tags and its base prompt; give these alone")
         if any(text is not None and not text.strip() for text in (prompt, base_prompt)):
@@ -260,10 +268,64 @@ class Pipeline:
         try:
             if prompt is None:
                 prompt = spec.write(item, style=self.maker.style, base=base_prompt, tags=tags)
+            if spec.makes_rounds:
+                return self._unrolled(spec, item, example_id=example_id, prompt=prompt)
             example = self.maker.example(spec, item, example_id=example_id, prompt=prompt)
         except ValueError as error:  # too long for the model, or a part that its prompts lack
             raise InputError(str(error)) from None
         return spec, example
+
+    def _unrolled(
+        self, task: Task, item: Mapping[str, Any], *, example_id: int, prompt: str
+    ) -> tuple[Task, Example]:
+        """An example of a task whose item has None for each frame that is to be made."""
+        if self.maker.guidance != "frames":
+            raise InputError(f"task {task.name!r} needs data.guidance=frames")
+        filled = task.fill(item)
+        if all(value is not None for _, value in filled):
+            raise InputError(
+                f"task {task.name!r} makes any number of frames: give None for each that is to be "
+                "made, such as views=[photo, None]; the command for that is launch.onediffusion, "
+                "on an exported folder"
+            )
+        posed = [value for frame, value in filled if frame.kind == Kind.RAY]
+        rays = iter(self._rays([value for value in posed if value is not None]) if posed else ())
+        encoder, side = self.maker.autoencoder, self.config.image_size
+        grid = side // encoder.downscale
+        blank = np.zeros((grid, grid, encoder.latent_channels), np.float32)
+
+        def latents(frame: FrameSpec, value: Any) -> np.ndarray:
+            if value is None:
+                return blank
+            if frame.kind == Kind.RAY:
+                return next(rays)
+            return np.asarray(encoder.encode(CODECS[frame.codec].draw(value)))
+
+        encoded = [latents(frame, value) for frame, value in filled]
+        spec = task.unrolled([value is None for _, value in filled])
+        example = self.maker.example(
+            spec, {**item, "latents": encoded}, example_id=example_id, prompt=prompt
+        )
+        # names are those of training, which does not know what will be asked for
+        names = frame_names(task, len(filled))
+        example["frame_table"][:, FRAME_COLUMNS.index("name")] = names
+        return spec, example
+
+    def _rays(self, given: Sequence[cameras.Cameras]) -> np.ndarray:
+        """Ray frames (n, y, x, c) of cameras of one each, seen from the first."""
+        channels = self.maker.autoencoder.latent_channels
+        grid = self.config.image_size // self.maker.autoencoder.downscale
+        if channels < 6:
+            raise InputError(f"a camera needs 6 channels, and latents have {channels}")
+        if not given:
+            return np.zeros((0, grid, grid, channels), np.float32)
+        if any(not isinstance(c, cameras.Cameras) or len(c.focal) != 1 for c in given):
+            raise InputError("cameras are a list of cameras.Cameras of one each, or None")
+        posed = cameras.relative_to_first(
+            cameras.Cameras(*(np.concatenate(part) for part in zip(*given, strict=True)))
+        )
+        frames = cameras.ray_frame(cameras.to_rays(posed, size=grid), channels=channels)
+        return frames.astype(np.float32)
 
     def generate(
         self,
@@ -278,7 +340,8 @@ class Pipeline:
         """Generates many examples, packed into the config's rows.
 
         Returns:
-          [example][seed][field]: RGB (h, w, 3) float in about [-1, 1], before the codec.
+          [example][seed][field]: RGB (h, w, 3) float in about [-1, 1], before the codec; of
+          cameras rays (y, x, 6).
 
         Raises:
           InputError: an example is larger than a row, or a scale for pictures that are frames.
@@ -315,15 +378,15 @@ class Pipeline:
             for (task, example), place, frames in zip(examples, placed, made, strict=True):
                 owner = take_rows_host(batch, place.row) == place.segment
                 task = self.maker.in_rows(task)
-                made_frames = [i for i, f in enumerate(task.frames) if f.field in task.generate]
-                pictures = self.decode(
-                    example | {"tokens": tokens[place.row][owner]}, frames=made_frames
-                )
+                own = example | {"tokens": tokens[place.row][owner]}
+                wanted = [i for i, f in enumerate(task.frames) if f.field in task.generate]
+                pictures = self.decode(own, frames=wanted)
                 frames.append(
                     {
-                        task.frames[i].field: picture
-                        for i, picture in zip(made_frames, pictures, strict=True)
-                        if picture is not None
+                        task.frames[i].field: cameras.read_ray_frame(self._latents(own, i))
+                        if picture is None
+                        else picture
+                        for i, picture in zip(wanted, pictures, strict=True)
                     }
                 )
         return made
@@ -334,15 +397,20 @@ class Pipeline:
         """An example's frames, or those of the numbers `frames`, as RGB (h, w, 3) in about [-1, 1];
         None for ray frames.
         """
-        index, table = example["token_index"], example["frame_table"]
-        pictures = []
-        for number in range(len(table)) if frames is None else frames:
-            own, row = index[:, 0] == number, table[number]
-            grid = tuple(int(n) + 1 for n in index[own, 2:].max(axis=0))
-            latents = unpatchify(example["tokens"][own], patch=self.config.patch, grid=grid)
-            is_ray = row[FRAME_COLUMNS.index("kind")] == Kind.RAY
-            pictures.append(None if is_ray else self.maker.autoencoder.decode(latents))
-        return pictures
+        kinds = example["frame_table"][:, FRAME_COLUMNS.index("kind")]
+        return [
+            None
+            if kinds[number] == Kind.RAY
+            else self.maker.autoencoder.decode(self._latents(example, number))
+            for number in (range(len(kinds)) if frames is None else frames)
+        ]
+
+    def _latents(self, example: Example, number: int) -> np.ndarray:
+        """A frame's latents (y, x, c)."""
+        index = example["token_index"]
+        own = index[:, 0] == number
+        grid = tuple(int(n) + 1 for n in index[own, 2:].max(axis=0))
+        return unpatchify(example["tokens"][own], patch=self.config.patch, grid=grid)
 
     def decode_guide(self, example: Example) -> np.ndarray | None:
         """The picture on an example's channels as RGB (h, w, 3); None where there is none."""
@@ -358,17 +426,18 @@ class Pipeline:
             slots, assets = to_slots(parse_prompt(fields["slots"]))
             fields = {**fields, "slots": slots, "assets": assets}
         region = (task.region,) if task.region and self.maker.guidance == "channels" else ()
-        known = {*task.given, *region, *words}
+        given_fields = tuple(f.field for f in task.frames) if task.makes_rounds else task.given
+        known = {*given_fields, *region, *words}
         unknown = sorted(set(fields) - known)
         missing = sorted(known - set(fields))
         if unknown or missing:
-            wants = ", ".join([*task.given, *region, *task.prompt_fields]) or "nothing"
+            wants = ", ".join([*given_fields, *region, *task.prompt_fields]) or "nothing"
             wrong = f"has no field {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
             raise InputError(f"task {task.name!r} {wrong}; it takes: {wants}")
         size = self.config.image_size
         item: dict[str, Any] = {"tags": self.config.sample.get("tags", ())}
         for number, frame in enumerate(task.frames):
-            if frame.field in task.generate:
+            if frame.field in task.generate and not task.makes_rounds:
                 item[frame.field] = CODECS[frame.codec].read(np.zeros((size, size, 3), np.float32))
                 continue
             given = fields[frame.field]
@@ -381,7 +450,12 @@ class Pipeline:
                 given = given if several else [given]
                 if not given and not task.optional:
                     raise InputError(f"task {task.name!r} needs at least one of {frame.field}")
-                item[frame.field] = [load_image(g, codec=frame.codec, size=size) for g in given]
+                item[frame.field] = [
+                    g
+                    if frame.kind == Kind.RAY or (g is None and task.makes_rounds)
+                    else load_image(g, codec=frame.codec, size=size)
+                    for g in given
+                ]
         for name in region:
             item[name] = load_image(fields[name], codec="mask", size=size)
         for word in words:

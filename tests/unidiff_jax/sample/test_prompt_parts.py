@@ -5,6 +5,7 @@ import pytest
 
 from data_pipelines.build import make_tokenizer
 from unidiff_jax.config import load_config
+from unidiff_jax.frames import FRAME_COLUMNS
 from unidiff_jax.mesh import make_mesh
 from unidiff_jax.sample.images import InputError
 from unidiff_jax.sample.pipeline import Pipeline
@@ -48,7 +49,8 @@ def made(config, tokenizer):
 
         def generate(examples, **settings):
             seen.extend(examples)
-            return [[{field: np.zeros((32, 32, 3)) for field in get_task(task).generate}]]
+            ((spec, _),) = examples
+            return [[{field: np.zeros((32, 32, 3)) for field in spec.generate}]]
 
         pipe.generate = generate
         pipe(task, **call)
@@ -116,6 +118,25 @@ def test_parts_that_cannot_be(made, call, message):
         made("edit", **{"source": PICTURE} | call)
 
 
-def test_pictures_without_end_are_made_elsewhere(made):
-    with pytest.raises(InputError, match="makes any number of frames"):
-        made("identity", views=[PICTURE])
+def test_of_frames_without_end_those_are_made_that_are_none(made, says):
+    example = made("identity", views=[None, PICTURE, PICTURE], captions="a cube, a red cube")
+    table = example["frame_table"]
+    assert table[:, FRAME_COLUMNS.index("given")].tolist() == [0, 1, 1]
+    names = FRAME_COLUMNS.index("name")
+    assert table[:, names].tolist() == [MAX_NAMES + 1, 1, 2]
+    last = made("identity", views=[PICTURE, None], captions="a cube")["frame_table"]
+    assert last[:, FRAME_COLUMNS.index("given")].tolist() == [1, 0]
+    assert last[:, names].tolist() == [MAX_NAMES + 1, 1]  # as in training
+    with pytest.raises(InputError, match=r"makes any number of frames: give None for each"):
+        made("identity", views=[PICTURE], captions="a cube")
+
+
+def test_the_rounds_of_a_task():
+    task = get_task("multiview").unrolled([False, False, True, False])
+    assert [frame.field for frame in task.frames] == [
+        "views.0", "cameras.0", "views.1", "cameras.1",
+    ]  # fmt: skip
+    assert task.generate == ("views.1",) and task.given == ("views.0", "cameras.0", "cameras.1")
+    edit = get_task("customize").unrolled([True, False, False])
+    assert [frame.field for frame in edit.frames] == ["later", "assets.0", "assets.1"]
+    assert get_task("multiview").makes_rounds and not get_task("customize").makes_rounds

@@ -11,6 +11,7 @@ from unidiff_jax.evals.benchmarks.base import Benchmark
 from unidiff_jax.evals.benchmarks.coco import COCO_FID
 from unidiff_jax.evals.benchmarks.depth import DIODE, ETH3D, KITTI, NYUV2, SCANNET
 from unidiff_jax.evals.benchmarks.editing import EMU_EDIT, MAGICBRUSH, PIE_BENCH
+from unidiff_jax.evals.benchmarks.multibench import MULTIBENCH
 from unidiff_jax.evals.benchmarks.portraits import UNSPLASH50
 from unidiff_jax.evals.benchmarks.referring import (
     REFCOCO,
@@ -18,7 +19,7 @@ from unidiff_jax.evals.benchmarks.referring import (
     REFCOCOG,
     REFCOCOG_GOOGLE,
 )
-from unidiff_jax.evals.benchmarks.subject_driven import DREAMBENCH, MULTIBENCH
+from unidiff_jax.evals.benchmarks.subject_driven import DREAMBENCH
 from unidiff_jax.evals.benchmarks.views import GSO_POSE, GSO_VIEWS
 
 BENCHMARKS: dict[str, Benchmark] = {

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -162,7 +163,7 @@ def _score(items: Sequence[Item], made: Predictions, name: str) -> list[Score]:
         for alignment in depth_protocol.ALIGNMENTS:
             try:
                 score = depth_protocol.evaluate(
-                    made(item),
+                    _prediction(item, made),
                     target=depth,
                     depth_set=depth_protocol.SETS[name],
                     mask=mask,
@@ -192,6 +193,14 @@ def _score(items: Sequence[Item], made: Predictions, name: str) -> list[Score]:
             for metric, column in columns.items()
         ]
     return scores
+
+
+def _prediction(item: Item, made: Predictions) -> Map:
+    """An item's map; one of another item, whose picture may be of another size, is stretched."""
+    found = made(item)
+    if item.id not in made.partner or found.shape[::-1] == item.size:
+        return found
+    return cv2.resize(found, item.size, interpolation=cv2.INTER_LINEAR)
 
 
 def _ramp(item: Item) -> Map:
@@ -234,6 +243,7 @@ def make_depth_benchmark(
         ),
         data=data,
         rows={"ramp": _ramp, "constant": _constant},
+        shuffles=True,
     )
 
 

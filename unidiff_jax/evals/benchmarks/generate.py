@@ -17,6 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from data_pipelines.mixture import parse_mixture
+from data_pipelines.sources.scenes import SCALE
 from unidiff_jax import cameras
 from unidiff_jax.config import ConfigError, config_hash, to_dict
 from unidiff_jax.mesh import make_mesh
@@ -189,22 +190,12 @@ class WorkdirGenerator:
         return cls(pipeline, name=as_path(workdir).name, settings=settings, steps=step)
 
     def generate(self, requests: Sequence[Request]) -> list[RGB | cameras.Cameras]:
-        size = self._pipeline.config.image_size
-        examples = []
-        for request in requests:
-            task = get_task(request.task)
-            fields = {name: _fields(request, name, where="given") for name in task.given} | {
-                name: _fields(request, name, where="text") for name in task.prompt_fields
-            }
-            if stretched(task):
-                fields |= {
-                    name: picture.resize((size, size), Image.Resampling.BICUBIC)
-                    for name, picture in fields.items()
-                    if isinstance(picture, Image.Image)
-                }
-            examples.append(
-                self._pipeline.example(request.task, example_id=_number(request), **fields)
+        examples = [
+            self._pipeline.example(
+                request.task, example_id=_number(request), **self._arguments(request)
             )
+            for request in requests
+        ]
         made: list[Any] = [None] * len(requests)
         for seed in sorted({request.seed for request in requests}):
             places = [place for place, r in enumerate(requests) if r.seed == seed]
@@ -212,8 +203,61 @@ class WorkdirGenerator:
                 [examples[place] for place in places], seeds=[seed], **self.settings["sample"]
             )
             for place, frames in zip(places, found, strict=True):
-                made[place] = frames[0][get_task(requests[place].task).generate[0]]
+                made[place] = _first(examples[place][0], frames[0])
         return made
+
+    def _arguments(self, request: Request) -> dict[str, Any]:
+        """Fields of the pipeline's call; without words the prompt is what training has then."""
+        task, size = get_task(request.task), self._pipeline.config.image_size
+        texts = {name: _fields(request, name, where="text") for name in task.prompt_fields}
+        if texts and not any(text.strip() for text in texts.values()):
+            texts = {"prompt": task.write(texts, style=self._pipeline.maker.style)}
+        if any(frame.kind == Kind.RAY for frame in task.frames):
+            views = _fields(request, "views", where="given")
+            return texts | {"views": list(views), "cameras": self._cameras(request)}
+        if task.makes_rounds:
+            return texts | {"views": [None, *_fields(request, "views", where="given")]}
+        given = {name: _fields(request, name, where="given") for name in task.given}
+        if stretched(task):
+            given |= {
+                name: picture.resize((size, size), Image.Resampling.BICUBIC)
+                for name, picture in given.items()
+                if isinstance(picture, Image.Image)
+            }
+        return texts | given
+
+    def _cameras(self, request: Request) -> list[cameras.Cameras | None]:
+        """Those that are given, at the scale that training saw; None for the others."""
+        found: list[cameras.Cameras | None] = [None] * len(request.made_cameras)
+        given = [place for place, asked in enumerate(request.made_cameras) if not asked]
+        if not given:
+            return found
+        if request.poses is None or request.intrinsics is None:
+            raise InputError("given cameras need poses and intrinsics")
+        intrinsics = request.intrinsics[given]
+        posed = cameras.from_opengl(
+            request.poses[given],
+            focal=intrinsics[:, (0, 1), (0, 1)],
+            principal=intrinsics[:, :2, 2],
+        )
+        sources = self._pipeline.config.data.get("sources", {}).values()
+        scale = next((s.get("scale", SCALE) for s in sources if s.task == request.task), SCALE)
+        try:
+            posed = cameras.normalize(posed, scale=scale)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        for number, place in enumerate(given):
+            found[place] = cameras.Cameras(*(part[[number]] for part in posed))
+        return found
+
+
+def _first(task: Task, made: Mapping[str, np.ndarray]) -> RGB | cameras.Cameras:
+    """The first made picture, or the cameras where there is none."""
+    rays = {frame.field for frame in task.frames if frame.kind == Kind.RAY}
+    pictures = [made[field] for field in task.generate if field not in rays]
+    if pictures:
+        return pictures[0]
+    return cameras.from_rays(np.stack([made[field] for field in task.generate]))
 
 
 class ReleasedGenerator:

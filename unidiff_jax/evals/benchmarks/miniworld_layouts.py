@@ -23,9 +23,9 @@ from PIL import Image
 from data_pipelines import objects
 from data_pipelines.miniworld import edits, language
 from data_pipelines.miniworld.render import Rendering, render
-from data_pipelines.miniworld.scene import Scene, sample_azimuth, sample_scene
+from data_pipelines.miniworld.scene import Object, Scene, sample_azimuth, sample_scene
 from unidiff_jax.config import ConfigError
-from unidiff_jax.evals.benchmarks import depth, editing, views
+from unidiff_jax.evals.benchmarks import depth, editing, multibench, views
 from unidiff_jax.evals.benchmarks.base import MINIWORLD_MARK
 from unidiff_jax.paths import AnyPath, as_path, write_json
 
@@ -41,7 +41,7 @@ def write_layout(name: str, folder: AnyPath, *, count: int = 8, seed: int = 0) -
     Args:
       name: of a benchmark that `LAYOUTS` has.
       folder: to write, for `--data`.
-      count: sessions, pictures, objects or subjects.
+      count: sessions, pictures, objects or subjects; of MultiBench objects a category.
       seed: of the drawing.
 
     Raises:
@@ -203,12 +203,16 @@ def _runs(mask: np.ndarray) -> list[int]:
 # ------------------------------------------------------------------------------------ depth, masks
 
 
-def _depth(name: str, names: Callable[[int], list[str]], shape: tuple[int, int]) -> Callable:
-    """A writer of a depth set: file names of a line, and height and width of its pictures."""
+def _depth(
+    name: str, names: Callable[[int], list[str]], shape: tuple[int, int] | None = None
+) -> Callable:
+    """A writer of a depth set: file names of a line, and height and width of its pictures, for
+    which None is ETH3D's.
+    """
 
     def write(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
         lines = []
-        height, width = shape
+        height, width = shape or depth.ETH3D_SHAPE
         for number in range(count):
             drawing = render(sample_scene(rng, split=SPLIT), SIZE)
             rgb, *maps = names(number)
@@ -223,6 +227,8 @@ def _depth(name: str, names: Callable[[int], list[str]], shape: tuple[int, int])
                     values = np.ones_like(metres) if mask else metres[..., None]
                     with target.open("wb") as file:
                         np.save(file, values.astype(np.float32))
+                elif name == "eth3d":
+                    target.write_bytes(metres.astype("<f4").tobytes())
                 elif path.endswith(".png"):
                     scale = 256 if name == "kitti" else 1000
                     _save(np.round(metres * scale).astype(np.uint16), target)
@@ -256,7 +262,20 @@ def _diode_names(number: int) -> list[str]:
     return [f"{stem}.png", f"{stem}_depth.npy", f"{stem}_depth_mask.npy"]
 
 
-def _refcoco(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
+def _eth3d_names(number: int) -> list[str]:
+    return [f"rgb/courtyard/DSC_{number:04d}.JPG.png", f"depth/DSC_{number:04d}.bin"]
+
+
+def _referring(name: str, *, by: str) -> Callable:
+    """A writer of a set of expressions."""
+
+    def write(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
+        _refer(folder, count, rng, name=name, by=by)
+
+    return write
+
+
+def _refer(folder: epath.Path, count: int, rng: np.random.Generator, *, name: str, by: str) -> None:
     refs, pictures, annotations = [], [], []
     while len(refs) < count:
         scene = sample_scene(rng, split=SPLIT)
@@ -267,12 +286,12 @@ def _refcoco(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
         if words is None or not mask.any():
             continue
         number = len(refs)
-        name = f"COCO_train2014_{number:012d}.jpg"
-        path = folder / "train2014" / name
+        file_name = f"COCO_train2014_{number:012d}.jpg"
+        path = folder / "train2014" / file_name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             Image.fromarray(drawing.rgb).save(file, format="JPEG", quality=95)
-        pictures.append({"id": number, "file_name": name, "width": SIZE, "height": SIZE})
+        pictures.append({"id": number, "file_name": file_name, "width": SIZE, "height": SIZE})
         outlines, _ = cv2.findContours(
             mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
@@ -294,8 +313,8 @@ def _refcoco(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
                 ],
             }
         )
-    _json(folder / "refcoco/instances.json", {"images": pictures, "annotations": annotations})
-    _json(folder / "refcoco/refs(unc).json", refs)
+    _json(folder / name / "instances.json", {"images": pictures, "annotations": annotations})
+    _json(folder / name / f"refs({by}).json", refs)
 
 
 # ------------------------------------------------------------------- subjects, words, views, faces
@@ -306,21 +325,21 @@ _PROMPTS = {
 }
 
 
-def _subject(rng: np.random.Generator, *, pictures: int) -> tuple[str, list[np.ndarray]]:
-    """The name of a body, and it alone on white from several sides."""
+def _subject(rng: np.random.Generator, *, pictures: int) -> tuple[Object, list[np.ndarray]]:
+    """A body, and it alone on white from several sides."""
     scene = _alone(rng)
     found = []
     for _ in range(pictures):
         drawing = render(_from(scene, rng), SIZE)
         found.append(objects.cut_out(drawing.rgb, drawing.instance > 0))
-    return scene.objects[0].shape, found
+    return scene.objects[0], found
 
 
 def _dreambench(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
     lines = ["Classes", "", "subject_name,class"]
     for number in range(count):
-        name, pictures = _subject(rng, pictures=3)
-        lines.append(f"thing{number},{name}")
+        body, pictures = _subject(rng, pictures=3)
+        lines.append(f"thing{number},{body.shape}")
         for place, picture in enumerate(pictures):
             _save(picture, folder / "dataset" / f"thing{number}" / f"{place:02d}.png")
     lines += ["", "Prompts"]
@@ -332,20 +351,17 @@ def _dreambench(folder: epath.Path, count: int, rng: np.random.Generator) -> Non
 
 
 def _multibench(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
-    things, prompts = {}, []
-    for number in range(max(3, count)):
-        name, pictures = _subject(rng, pictures=2)
-        files = [f"thing{number}/{place:02d}.png" for place in range(len(pictures))]
-        for file, picture in zip(files, pictures, strict=True):
-            _save(picture, folder / file)
-        things[f"thing{number}"] = {"name": name, "pictures": files}
-    keys = list(things)
-    for number in range(count):
-        own = [keys[(number + step) % len(keys)] for step in range(2 + number % 2)]
-        words = " and ".join(f"a {things[key]['name']}" for key in own)
-        text = f"{words} on a grey floor"
-        prompts.append({"id": f"{number:04d}", "objects": own, "text": text})
-    _json(folder / "multibench.json", {"objects": things, "prompts": prompts})
+    """`count` objects a category, each called by its colour and shape."""
+    for category in multibench.CATEGORIES:
+        names: set[str] = set()
+        while len(names) < count:
+            body, pictures = _subject(rng, pictures=2)
+            name = f"{body.color} {body.shape}"
+            if name in names:
+                continue
+            names.add(name)
+            for place, picture in enumerate(pictures):
+                _save(picture, folder / category / name / f"{place:02d}.png")
 
 
 def _coco(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
@@ -370,10 +386,21 @@ def _gso(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
             drawing = render(_from(scene, rng), SIZE)
             alpha = np.where(drawing.instance > 0, 255, 0).astype(np.uint8)
             model = folder / f"thing{number}" / views.MODEL
-            _save(np.dstack([drawing.rgb, alpha]), model / f"{place:03d}.png")
+            # what a wider lens sees around it is empty
+            edge = round(SIZE * (drawing.intrinsics[0, 0] / views.FOCAL - 1) / 2)
+            rgba = np.pad(np.dstack([drawing.rgb, alpha]), ((edge, edge), (edge, edge), (0, 0)))
+            _save(rgba, model / f"{place:03d}.png")
             world_to_camera = np.linalg.inv(drawing.camera_to_world.astype(np.float64))
             with (model / f"{place:03d}.npy").open("wb") as file:
                 np.save(file, world_to_camera[:3])
+
+
+def _portraits(folder: epath.Path, count: int, rng: np.random.Generator) -> None:
+    """Bodies in the place of persons; no network finds a face in them."""
+    for number in range(count):
+        _, (picture,) = _subject(rng, pictures=1)
+        _save(picture, folder / f"portraits/{number:02d}.png")
+    (folder / "prompts.txt").write_text("a person on a grey floor\na person beside a red sphere\n")
 
 
 def _json(path: epath.Path, values: Any) -> None:
@@ -391,9 +418,14 @@ LAYOUTS: dict[str, Callable[[epath.Path, int, np.random.Generator], None]] = {
     "kitti": _depth("kitti", _kitti_names, (375, 1242)),
     "scannet": _depth("scannet", _scannet_names, (96, 128)),
     "diode": _depth("diode", _diode_names, (96, 128)),
-    "refcoco": _refcoco,
+    "eth3d": _depth("eth3d", _eth3d_names),
+    "refcoco": _referring("refcoco", by="unc"),
+    "refcoco+": _referring("refcoco+", by="unc"),
+    "refcocog": _referring("refcocog", by="umd"),
+    "refcocog_google": _referring("refcocog", by="google"),
     "gso_views": _gso,
     "gso_pose": _gso,
     "coco_fid": _coco,
+    "unsplash50": _portraits,
 }
-"""Writers by benchmark. ETH3D's pictures have 24 million pixels, and portraits need faces."""
+"""Writers by benchmark. ETH3D's pictures have 24 million pixels each: a few are enough."""

@@ -1,8 +1,10 @@
-"""Referring segmentation: RefCOCO, RefCOCO+ and RefCOCOg in the layout of `refer`.
+"""Referring segmentation: RefCOCO, RefCOCO+ and RefCOCOg, as `refer` or Hugging Face has them.
 
     refcoco/instances.json      COCO's annotations of the pictures
     refcoco/refs(unc).json      the expressions
     images/mscoco/images/train2014/ or train2014/     COCO's pictures
+
+    data/val-*.parquet, ...     in place of the first two: `referring_parquet`
 
 `refer` has the expressions as a pickle. A pickle runs what its maker put in, so none is loaded
 here; whoever trusts the file converts it: `CONVERT`.
@@ -27,6 +29,7 @@ from unidiff_jax.evals.benchmarks.base import (
     picture_file,
     read_json,
 )
+from unidiff_jax.evals.benchmarks.referring_parquet import find_table, read_table
 from unidiff_jax.evals.benchmarks.rle import polygons_to_mask, runs_to_mask
 from unidiff_jax.evals.benchmarks.scoring import Tools, split
 
@@ -36,14 +39,14 @@ CONVERT = (
 )
 """Turns a pickle of `refer` into the JSON that is read here."""
 
-IMAGES = ("images/mscoco/images/train2014", "train2014")
+IMAGES = ("images/mscoco/images/train2014", "train2014", "coco/train2014")
 
 
 def read_refs(folder: epath.Path, split_name: str, *, name: str, by: str) -> list[Item]:
     """One item a sentence of a split.
 
     Args:
-      folder: of `refer`'s data.
+      folder: of `refer`'s data, or with parquet files.
       split_name: such as `val`, `testA`.
       name: refcoco, refcoco+ or refcocog.
       by: who split it: unc, umd or google.
@@ -54,6 +57,15 @@ def read_refs(folder: epath.Path, split_name: str, *, name: str, by: str) -> lis
     place = folder / name
     refs = place / f"refs({by}).json"
     pickled = place / f"refs({by}).p"
+    images = next((folder / place for place in IMAGES if (folder / place).is_dir()), None)
+    if not refs.exists() and not pickled.exists() and by != "google":
+        table = find_table(folder, split_name, name=name)
+        if table is None:
+            raise BenchmarkError(
+                f"{folder} has neither {refs.relative_to(folder)} nor parquet files of Hugging "
+                f"Face, such as data/{split_name}-00000-of-00001.parquet"
+            )
+        return read_table(table, split_name, name=name, images=images)
     if not refs.exists() and pickled.exists():
         raise BenchmarkError(
             f"{pickled} is a pickle, which can run code and is not loaded; if you trust it: "
@@ -63,7 +75,6 @@ def read_refs(folder: epath.Path, split_name: str, *, name: str, by: str) -> lis
     pictures, annotations = fields_of(content, "images", "annotations", where="instances.json")
     pictures = {picture["id"]: picture for picture in pictures}
     annotations = {annotation["id"]: annotation for annotation in annotations}
-    images = next((folder / place for place in IMAGES if (folder / place).is_dir()), None)
     if images is None:
         raise BenchmarkError(f"{folder} has neither {' nor '.join(IMAGES)}")
     items = []
@@ -119,7 +130,12 @@ def _score(items: Sequence[Item], made: Predictions, tools: Tools) -> list[Score
     intersection = np.concatenate([overlap.intersection for overlap in overlaps]).astype(float)
     union = np.concatenate([overlap.union for overlap in overlaps]).astype(float)
     iou = segmentation.scores(intersection, union=union).iou
-    common = {"ids": tuple(item.id for item in there), "reference": "gt", **counts}
+    common = {
+        "ids": tuple(item.id for item in there),
+        "reference": "gt",
+        "deviations": tuple(there[0].truth.get("deviations", ())),
+        **counts,
+    }
     scores = [Score(metric="miou", values=iou, **common)]
     if union.sum():
         values = statistics.Ratio(intersection, union)
@@ -164,7 +180,8 @@ def make_referring_benchmark(
             where="github.com/lichengunc/refer, and COCO train2014 from cocodataset.org",
             licence="annotations Apache 2.0; pictures by Flickr's terms",
             size="13.5 GB of pictures",
-            layout=f"{name}/instances.json, {name}/refs({by}).json, train2014/",
+            layout=f"{name}/instances.json, {name}/refs({by}).json, train2014/"
+            + ("; or data/*.parquet of Hugging Face" if by != "google" else ""),
         ),
         rows={"whole picture": _all, "empty": _empty},
         shuffles=True,
@@ -178,7 +195,12 @@ REFCOCO = make_referring_benchmark(
     counts={"val": 10834, "testA": 5657, "testB": 5095},
 )
 REFCOCO_PLUS = make_referring_benchmark(
-    "refcoco+", by="unc", splits=("val", "testA", "testB"), counts={}
+    "refcoco+",
+    by="unc",
+    splits=("val", "testA", "testB"),
+    counts={"val": 10758, "testA": 5726, "testB": 4889},
 )
-REFCOCOG = make_referring_benchmark("refcocog", by="umd", splits=("val", "test"), counts={})
+REFCOCOG = make_referring_benchmark(
+    "refcocog", by="umd", splits=("val", "test"), counts={"val": 4896, "test": 9602}
+)
 REFCOCOG_GOOGLE = make_referring_benchmark("refcocog", by="google", splits=("val",), counts={})

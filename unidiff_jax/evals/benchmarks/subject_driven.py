@@ -1,8 +1,4 @@
-"""Subject-driven generation: DreamBench, and the format of MultiBench.
-
-MultiBench (UNIMO-G, section 4) has never been published. What is read here is a folder that says
-the same: objects with their pictures, and prompts over two or three of them.
-"""
+"""Subject-driven generation: DreamBench, and what it shares with other suites of subjects."""
 
 import hashlib
 import re
@@ -21,11 +17,9 @@ from unidiff_jax.evals.benchmarks.base import (
     Picture,
     Predictions,
     Score,
-    fields_of,
     first_folder,
     picture_file,
     pictures_in,
-    read_json,
     read_lines,
 )
 from unidiff_jax.evals.benchmarks.scoring import Tools, identity, split, substitute
@@ -39,23 +33,27 @@ LIVE = ("cat", "dog")
 
 ENCODERS = ("clip-b32", "clip-l14", "dino-s16")
 
-TASKS = ("customize", "personalize", "subject")
+TASKS = ("interleave", "customize", "personalize", "subject")
 """Which of them depends on how a model was trained to be shown a thing."""
 
 Reference = Callable[[Item], Sequence[Picture]]
 
 
-def subject_fields(words: str, names: Sequence[str], references: Sequence[Picture]) -> dict:
+def subject_fields(
+    words: str, names: Sequence[str], references: Sequence[Picture], *, slots: str = ""
+) -> dict:
     """`given` and `text` of an item for every task of `TASKS`.
 
     Args:
       words: of the prompt, with the names in it.
       names: of the subjects.
       references: one picture of each.
+      slots: the prompt with `PLACEHOLDER` for each picture; empty puts it where a name first stands
+        with its article, as training data do (`data_pipelines.interleaved`).
     """
-    slots = words
-    for name in names:
-        slots = re.sub(rf"\b{re.escape(name)}\b", PLACEHOLDER, slots, count=1)
+    for name in () if slots else names:
+        named = rf"\b(?:(?:a|an|the)\s+)?{re.escape(name)}\b"
+        slots = re.sub(named, PLACEHOLDER, slots or words, count=1)
     views = " ".join([f"[[img0]] {words}", *(f"[[img{i}]]" for i in range(1, 1 + len(names)))])
     return {
         "given": {"assets": list(references), "views": list(references)},
@@ -276,92 +274,4 @@ DREAMBENCH = Benchmark(
     rows={"copy input": lambda item: item.truth["input"].open()},
     shuffles=True,
     samples="clip_t",
-)
-
-
-# -------------------------------------------------------------------------------------- MultiBench
-
-
-def read_multibench(folder: epath.Path, split_name: str) -> list[Item]:
-    """`multibench.json`, with paths from the folder:
-
-        {"objects": {"corgi": {"name": "dog", "pictures": ["corgi/00.jpg"]}},
-         "prompts": [{"id": "0001", "objects": ["corgi", "robot"],
-                      "text": "a dog and a toy on the beach"}]}
-
-    Raises:
-      BenchmarkError: a key is missing, an object is unknown, or a prompt has not two or three.
-    """
-    del split_name
-    path = folder / "multibench.json"
-    content = read_json(path)
-    objects, prompts = fields_of(content, "objects", "prompts", where=str(path))
-    pictures, names = {}, {}
-    for key, record in objects.items():
-        name, files = fields_of(record, "name", "pictures", where=f"{path}: object {key}")
-        pictures[key], names[key] = [picture_file(folder, file) for file in files], name
-        if not files:
-            raise BenchmarkError(f"{path}: object {key} has no pictures")
-    items = []
-    for prompt in prompts:
-        number, own, words = fields_of(prompt, "id", "objects", "text", where=f"{path}: a prompt")
-        unknown = [key for key in own if key not in pictures]
-        if unknown or len(own) not in (2, 3):
-            fault = (
-                f"unknown object {unknown[0]!r}" if unknown else f"{len(own)} objects, not 2 or 3"
-            )
-            raise BenchmarkError(f"{path}: prompt {number}: {fault}")
-        shown = [pictures[key][0] for key in own]
-        for seed in range(SAMPLES):
-            items.append(
-                Item(
-                    id=f"{number}/{seed}",
-                    seed=seed,
-                    truth={"prompt": words, "references": [pictures[key] for key in own]},
-                    **subject_fields(words, [names[key] for key in own], shown),
-                )
-            )
-    return items
-
-
-def _score_multibench(items: Sequence[Item], made: Predictions, tools: Tools) -> list[Score]:
-    found = []
-    for protocol, count in (("", 0), ("two", 2), ("three", 3)):
-        chosen = [item for item in items if count in (0, len(item.truth["references"]))]
-        found += score_subjects(
-            chosen,
-            made,
-            tools,
-            protocol=protocol,
-            references=lambda item: item.truth["references"],
-            grouped=False,
-        )
-    return found
-
-
-MULTIBENCH = Benchmark(
-    name="multibench",
-    title="MultiBench (a re-creation: the paper's data are not public)",
-    tables=("UNIMO-G, MultiBench",),
-    tasks=TASKS,
-    read=read_multibench,
-    score=_score_multibench,
-    extractors=ENCODERS,
-    description=(
-        "Prompts over two or three objects, 4 pictures each. CLIP-I and DINO: mean cosine with the "
-        "pictures of each object, averaged over the objects; CLIP-T: cosine with the prompt; "
-        "average: of the three. Means over pictures."
-    ),
-    data=Data(
-        where="the user's own pictures and prompts",
-        licence="the user's",
-        size="the paper has 40 objects",
-        layout="multibench.json, pictures",
-    ),
-    deviations=(
-        "MultiBench's objects, pictures and prompts are not public: these are others.",
-        "The paper names neither encoders nor the pictures that it compares with.",
-    ),
-    shuffles=True,
-    samples="clip_i",
 )

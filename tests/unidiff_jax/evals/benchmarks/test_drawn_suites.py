@@ -10,7 +10,7 @@ from PIL import Image
 
 from unidiff_jax.cameras import Cameras
 from unidiff_jax.config import ConfigError
-from unidiff_jax.evals.benchmarks import get_benchmark, views
+from unidiff_jax.evals.benchmarks import BENCHMARKS, depth, get_benchmark, views
 from unidiff_jax.evals.benchmarks.depth import true_depth
 from unidiff_jax.evals.benchmarks.miniworld_layouts import LAYOUTS, write_layout
 from unidiff_jax.evals.benchmarks.predictions import to_cameras
@@ -19,26 +19,33 @@ from unidiff_jax.evals.benchmarks.runner import SHUFFLED, run_benchmark
 from unidiff_jax.paths import as_path
 
 COUNTS = {"gso_views": 1, "gso_pose": 1, "dreambench": 3, "kitti": 2, "nyuv2": 2, "pie_bench": 2}
+COUNTS["multibench"] = 1
 NUM_ITEMS = {
     "emu_edit": 4,
     "pie_bench": 2,
     "dreambench": 3 * 2 * 4,
-    "multibench": 4 * 4,
+    "multibench": 5 * 4,
     "nyuv2": 2,
     "kitti": 2,  # a line without ground truth is no item
     "scannet": 4,
     "diode": 4,
+    "eth3d": 4,
     "refcoco": 4,
+    "refcoco+": 4,
+    "refcocog": 4,
+    "refcocog_google": 4,
     "gso_views": 5 * 2,
     "gso_pose": 5,
     "coco_fid": 4,
+    "unsplash50": 4 * 2,
 }
 
 
 @pytest.fixture(autouse=True)
 def few_views(monkeypatch):
-    """Two views of an object are asked for, of fifteen."""
+    """Two views of an object are asked for, of fifteen; ETH3D's pictures are small."""
     monkeypatch.setattr(views, "FIRST_TEST", 23)
+    monkeypatch.setattr(depth, "ETH3D_SHAPE", (96, 144))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,7 @@ def oracle(name, folder):
             return pose._replace(
                 rotation=rotation, translation=-np.einsum("ni,nij->nj", centers, rotation)
             )
-        if name == "refcoco":
+        if name.startswith("refcoco"):
             return np.repeat(np.where(true_mask(item), 1.0, -1.0)[..., None], 3, axis=2)
         return as_rgb(item.truth.get("target", item.truth.get("input")).open())
 
@@ -123,7 +130,7 @@ def run_oracle(name, drawn, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["nyuv2", "kitti", "diode"])
+@pytest.mark.parametrize("name", ["nyuv2", "kitti", "eth3d", "scannet", "diode"])
 def test_true_depth_is_nearly_perfect(drawn, tmp_path, name):
     results = run_oracle(name, drawn, tmp_path)
     fit = {"protocol": f"{name}/disparity"}
@@ -133,11 +140,13 @@ def test_true_depth_is_nearly_perfect(drawn, tmp_path, name):
     # nearness against depth: only upside down does it fit
     affine = {"protocol": f"{name}/affine"}
     assert score_of(results, metric="inverted_fits", **affine)["value"] == 1
-    assert score_of(results, metric="delta1", **fit)["rows"]["constant"] < 0.99
+    delta = score_of(results, metric="delta1", **fit)
+    assert delta["rows"]["constant"] < 0.99 and delta["rows"][SHUFFLED] < delta["value"]
 
 
-def test_true_masks_are_found(drawn, tmp_path):
-    results = run_oracle("refcoco", drawn, tmp_path)
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
+def test_true_masks_are_found(drawn, tmp_path, name):
+    results = run_oracle(name, drawn, tmp_path)
     for metric in ("ciou", "miou", "precision_0.9"):
         found = score_of(results, metric=metric)
         assert found["value"] == 1 and found["rows"]["empty"] == 0
@@ -149,15 +158,18 @@ def test_true_cameras_in_another_world(drawn, tmp_path):
     for metric in ("r_15", "cc_0.1", "cc_0.3"):
         assert score_of(results, metric=metric)["value"] == 1
     assert score_of(results, metric="r_15")["rows"]["random cameras"] < 0.3
+    assert score_of(results, metric="r_15")["rows"][SHUFFLED] < 0.3
 
 
 def test_true_views(drawn, tmp_path):
     results = run_oracle("gso_views", drawn, tmp_path)
-    settings = ("inputs1", "inputs2", "inputs2_unknown", "inputs3", "inputs3_unknown")
+    settings, shuffled = ("inputs1", "inputs2", "inputs2_unknown", "inputs3", "inputs3_unknown"), []
     for setting in settings:
         psnr = score_of(results, metric="psnr", protocol=f"gso_views/{setting}")
         assert psnr["value"] == 60 and psnr["n_items"] == 2  # the cap
         assert psnr["rows"]["copy input"] < 40
+        shuffled.append(psnr["rows"][SHUFFLED])  # some are the same view in another setting
+    assert np.mean(shuffled) < 50
     # the official script's strips are read back
     (strip,) = (tmp_path / "predictions/logs/GSO25/N2_unknownM25").glob("*/0.png")
     with Image.open(strip) as picture:
@@ -182,6 +194,17 @@ def test_a_copied_reference(drawn, tmp_path):
         assert every["value"] == every["rows"]["copy input"] > others["value"]
         assert every["rows"][SHUFFLED] < every["value"]
         assert every["n_items"] == 24
+
+
+def test_a_copy_of_one_object_of_several(drawn, tmp_path):
+    results = run_oracle("multibench", drawn, tmp_path)
+    for metric in ("clip_i", "dino"):
+        for protocol, count in (("", 20), ("/two", 12), ("/three", 8)):
+            found = scores_of(results, metric=metric, protocol=f"multibench{protocol}")[0]
+            assert found["n_items"] == count and found["value"] == found["rows"]["copy input"]
+            assert found["value"] < 0.9999  # the other objects are not in it
+    # every prompt of the five has the one living thing: other prompts' pictures are the same
+    assert found["rows"][SHUFFLED] == pytest.approx(found["value"], abs=1e-6)
 
 
 def test_a_copy_keeps_what_no_edit_touches(drawn, tmp_path):
@@ -226,6 +249,6 @@ def test_the_mark_says_what_was_drawn(tmp_path):
     write_layout("scannet", tmp_path, count=1, seed=3)
     mark = json.loads((tmp_path / "miniworld.json").read_text())
     assert mark == {"benchmark": "scannet", "count": 1, "seed": 3}
-    with pytest.raises(ConfigError, match="'eth3d' has no drawn layout; there are emu_edit"):
-        write_layout("eth3d", tmp_path)
-    assert set(LAYOUTS) == {*NUM_ITEMS, "magicbrush"}
+    with pytest.raises(ConfigError, match="'geneval' has no drawn layout; there are emu_edit"):
+        write_layout("geneval", tmp_path)
+    assert set(LAYOUTS) == {*NUM_ITEMS, "magicbrush"} == set(BENCHMARKS)

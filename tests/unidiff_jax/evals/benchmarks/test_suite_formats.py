@@ -10,7 +10,13 @@ import pytest
 from fake_models import FakeExtractor, FakeGenerator, copy_source
 from PIL import Image
 
-from unidiff_jax.evals.benchmarks import BENCHMARKS, depth, get_benchmark, portraits
+from unidiff_jax.evals.benchmarks import (
+    BENCHMARKS,
+    depth,
+    get_benchmark,
+    portraits,
+    referring_parquet,
+)
 from unidiff_jax.evals.benchmarks.base import BenchmarkError, Earlier, Predictions
 from unidiff_jax.evals.benchmarks.editing import decode_runs
 from unidiff_jax.evals.benchmarks.faces import TEMPLATE, YuNet, align_face
@@ -18,6 +24,7 @@ from unidiff_jax.evals.benchmarks.referring import true_mask
 from unidiff_jax.evals.benchmarks.rle import polygons_to_mask, runs_to_mask
 from unidiff_jax.evals.benchmarks.runner import run_benchmark
 from unidiff_jax.evals.benchmarks.scoring import Tools
+from unidiff_jax.evals.results_schema import SUBSTITUTE
 from unidiff_jax.paths import as_path
 
 
@@ -264,6 +271,142 @@ def test_the_conversion_that_the_error_tells(refcoco, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "refs.json").read_text()) == content
 
 
+def write_pictured(folder, split, rows):
+    """As `lmms-lab/RefCOCO` has them, with the card's types."""
+    blank = picture(folder / "blank.jpg", (8, 6)).read_bytes()
+    base = {
+        "question_id": "5",
+        "image": {"bytes": blank, "path": "COCO_train2014_000000000009_5.jpg"},
+        "question": "Where?",
+        "answer": ["left man"],
+        "segmentation": [2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0],
+        "bbox": [2.0, 1.0, 3.0, 3.0],
+        "iscrowd": 0,
+        "file_name": "COCO_train2014_000000000009_5.jpg",
+    }
+    schema = pa.schema(
+        {
+            "question_id": pa.string(),
+            "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            "question": pa.string(),
+            "answer": pa.list_(pa.string()),
+            "segmentation": pa.list_(pa.float32()),
+            "bbox": pa.list_(pa.float32()),
+            "iscrowd": pa.int8(),
+            "file_name": pa.string(),
+        }
+    )
+    path = folder / f"data/{split}-00000-of-00001.parquet"
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([base | row for row in rows], schema), path)
+
+
+def write_annotated(folder, stem, **columns):
+    """As `jxu124/refcoco` has them, with the card's types."""
+    sentences = [
+        {"raw": "Left man", "sent": "left man", "sent_id": 11, "tokens": ["left", "man"]},
+        {"raw": "the man", "sent": "the man", "sent_id": 12, "tokens": ["the", "man"]},
+    ]
+    outline = [[2, 1, 5, 1, 5, 4, 2, 4], [6, 1, 8, 1, 8, 3, 6, 3]]
+    info = {"file_name": "COCO_train2014_000000000009.jpg", "height": 6, "width": 8, "id": 9}
+    row = {
+        "sent_ids": [11, 12],
+        "file_name": "COCO_train2014_000000000009_5.jpg",
+        "ann_id": 5,
+        "ref_id": 0,
+        "image_id": 9,
+        "split": "testA",
+        "sentences": sentences,
+        "category_id": 1,
+        "raw_anns": json.dumps({"segmentation": outline, "iscrowd": 0, "image_id": 9, "id": 5}),
+        "raw_image_info": json.dumps(info),
+        "raw_sentences": json.dumps(sentences),
+        "image_path": "coco/train2014/COCO_train2014_000000000009.jpg",
+        "bbox": [2.0, 1.0, 8.0, 4.0],
+        "captions": ["left man", "the man"],
+        "global_image_id": "coco.9",
+        "anns_id": "refcoco.5",
+    }
+    path = folder / f"data/{stem}-00000-of-00001-82af0c1b600890ac.parquet"
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([row | columns]), path)
+
+
+def test_refcoco_with_pictures_in_parquet(tmp_path):
+    rows = [
+        {"answer": ["left man", "the man"]},
+        {"iscrowd": 1, "segmentation": [3.0, 45.0], "answer": ["all of them"]},
+        {"segmentation": [2.0, 1.0, 3.0, 1.0, 3.0, 2.0], "bbox": [2.0, 1.0, 6.0, 5.0]},
+    ]
+    write_pictured(tmp_path, "testA", rows)
+    write_pictured(tmp_path, "val", rows)
+    items = read("refcoco", tmp_path, "testA")
+    assert [item.id for item in items] == ["testA/00000_0", "testA/00000_1", "testA/00002_0"]
+    assert items[1].text == {"expression": "the man"} and items[1].size == (8, 6)
+    assert items[0].given["image"].open().size == (8, 6)
+    assert true_mask(items[0]).sum() == 9
+    one, off, crowds = items[0].truth["deviations"]
+    assert "one polygon an object" in one and off.startswith("1 polygons do not reach")
+    assert crowds == "1 sentences of crowds are left out."
+    results = run_benchmark(
+        get_benchmark("refcoco"),
+        data=tmp_path,
+        split="testA",
+        out=tmp_path / "out",
+        generator=FakeGenerator(lambda request: np.ones((6, 8, 3), np.float32)),
+    )
+    for score in results["scores"]:
+        assert one in score["deviations"] and score["badge"] == SUBSTITUTE
+
+
+def test_refcocos_val_in_parquet_has_another_splits_objects(tmp_path, monkeypatch):
+    monkeypatch.setitem(referring_parquet.MIXED, ("refcoco", "val"), 1)
+    write_pictured(tmp_path, "val", [{}, {}])
+    note = read("refcoco", tmp_path, "val")[0].truth["deviations"][-1]
+    assert note.startswith("The re-release has 2 objects in val and the split has 1")
+    assert len(read("refcoco+", tmp_path, "val")[0].truth["deviations"]) == 1
+
+
+def test_refcoco_of_annotations_in_parquet(tmp_path):
+    for stem in ("test", "validation"):
+        write_annotated(tmp_path, stem)
+    with pytest.raises(BenchmarkError, match="does not hold them; put COCO's train2014"):
+        read("refcoco", tmp_path, "testA")
+    picture(tmp_path / "coco/train2014/COCO_train2014_000000000009.jpg", (8, 6))
+    first, second = read("refcoco", tmp_path, "testA")
+    assert (first.id, second.id) == ("testA/11", "testA/12")
+    assert second.text == {"expression": "the man"} and first.size == (8, 6)
+    assert true_mask(first).sum() == 9 + 4  # both parts
+    assert "deviations" not in first.truth
+    assert first.given["image"].open().size == (8, 6)
+    assert [item.id for item in read("refcoco", tmp_path, "val")] == ["val/11", "val/12"]
+    assert [item.id for item in read("refcocog", tmp_path, "test")] == ["test/11", "test/12"]
+
+
+def test_refcoco_in_parquet_says_what_it_looked_for(tmp_path):
+    wanted = r"neither refcoco/refs\(unc\).json nor parquet files .* data/val-00000"
+    with pytest.raises(BenchmarkError, match=wanted):
+        read("refcoco", tmp_path)
+    with pytest.raises(BenchmarkError, match=r"no such file: .*refcocog/instances.json"):
+        read("refcocog_google", tmp_path)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data/val-00000-of-00001.parquet"
+    pq.write_table(pa.table({"image": [1], "bbox": [2]}), path)
+    with pytest.raises(BenchmarkError, match=r"columns sentences, .* it has image, bbox"):
+        read("refcoco", tmp_path)
+    path.write_bytes(b"PAR1 torn")
+    with pytest.raises(BenchmarkError, match="is no parquet file or is damaged"):
+        read("refcoco", tmp_path)
+    path.unlink()
+    picture(tmp_path / "train2014/COCO_train2014_000000000009.jpg", (8, 6))
+    write_annotated(tmp_path, "validation", raw_anns="{")
+    with pytest.raises(BenchmarkError, match="raw_anns is not JSON"):
+        read("refcoco", tmp_path)
+    write_annotated(tmp_path, "validation", image_path="coco/train2014/..")
+    with pytest.raises(BenchmarkError, match=r"not the name of a file|leaves the folder"):
+        read("refcoco", tmp_path)
+
+
 # ------------------------------------------------------------------------------------------- depth
 
 
@@ -296,6 +439,29 @@ def test_depth_in_a_picture(tmp_path):
     write(tmp_path / "filename_list_test.txt", "test/kitchen/rgb_0001.png")
     with pytest.raises(BenchmarkError, match=r":1 has 1 names, not 3"):
         read("nyuv2", tmp_path)
+
+
+def test_maps_of_two_sizes_are_exchanged(tmp_path):
+    """DIODE's own masks, pictures of two sizes: the shuffled row needs both."""
+    lines = []
+    for number, (width, height) in enumerate(((20, 12), (16, 10))):
+        stem = f"indoors/{number}"
+        picture(tmp_path / f"{stem}.png", (width, height))
+        metres = np.linspace(1, 5, width * height).reshape(height, width, 1) + number
+        np.save(tmp_path / f"{stem}_depth.npy", metres)
+        np.save(tmp_path / f"{stem}_depth_mask.npy", np.ones((height, width), np.float32))
+        lines.append(f"{stem}.png {stem}_depth.npy {stem}_depth_mask.npy")
+    write(tmp_path / "diode_val_all_filename_list.txt", "\n".join(lines))
+    items = read("diode", tmp_path)
+    maps = {item.id: depth.true_depth(item, "diode")[0] for item in items}
+    made = Predictions("made", lambda item: maps[item.id])
+    exchanged = Predictions("made", made.read, {}, dict(zip(maps, items[::-1], strict=True)))
+    score = get_benchmark("diode").score
+    (own, other) = (score(items, found, None)[0].values for found in (made, exchanged))
+    assert own.tolist() == [1, 1] and (other <= own).all()
+    wrong = Predictions("made", lambda item: maps[items[0].id])
+    with pytest.raises(BenchmarkError, match="indoors"):  # no map of another size is stretched
+        score(items, wrong, None)
 
 
 def test_kittis_crop_must_fit(tmp_path):
@@ -338,35 +504,12 @@ prompt_list = [
     assert len(items) == 4 * (1 + 2)
     dog = items[0]
     assert dog.id == "dog6/00_0" and dog.truth["prompt"] == "a dog wearing a crown"
-    assert dog.text["slots"] == "a <p> wearing a crown"
+    assert dog.text["slots"] == "<p> wearing a crown"
     assert dog.text["references"] == "the dog of IMG1"
     assert dog.text["captions"] == "[[img0]] a dog wearing a crown [[img1]]"
     assert [p.name for p in dog.given["assets"]] == ["dog6/00.jpg"]
     assert len(dog.truth["references"]) == 2
     assert items[-1].truth["prompt"] == "a tiny toy" and items[-1].seed == 3
-
-
-def test_multibench(tmp_path):
-    for name in ("corgi", "robot", "cup"):
-        picture(tmp_path / f"{name}.jpg")
-    objects = {
-        name: {"name": word, "pictures": [f"{name}.jpg"]}
-        for name, word in (("corgi", "dog"), ("robot", "toy"), ("cup", "cup"))
-    }
-    prompt = {"id": "7", "objects": ["corgi", "cup"], "text": "a dog and a cup in the snow"}
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    items = read("multibench", tmp_path)
-    assert [item.id for item in items] == ["7/0", "7/1", "7/2", "7/3"]
-    assert items[0].text["slots"] == "a <p> and a <p> in the snow"
-    assert items[0].text["references"] == "the dog of IMG1 and the cup of IMG2"
-    prompt["objects"] = ["corgi"]
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    with pytest.raises(BenchmarkError, match="prompt 7: 1 objects, not 2 or 3"):
-        read("multibench", tmp_path)
-    prompt["objects"] = ["corgi", "cat"]
-    write(tmp_path / "multibench.json", {"objects": objects, "prompts": [prompt]})
-    with pytest.raises(BenchmarkError, match="unknown object 'cat'"):
-        read("multibench", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- views
@@ -432,7 +575,7 @@ def test_portraits(tmp_path):
     write(tmp_path / "prompts.txt", "a person in a garden\n\na person by the sea\n")
     items = read("unsplash50", tmp_path)
     assert [item.id for item in items] == ["ann/00", "ann/01", "bob/00", "bob/01"]
-    assert items[0].text["slots"] == "a <p> in a garden"
+    assert items[0].text["slots"] == "<p> in a garden"
     answers = {
         "ann/00": colors["ann"],
         "ann/01": (0, 0, 0),  # no face: counts as 0

@@ -201,11 +201,11 @@ def read_emu_edit(folder: epath.Path, split: str) -> list[Item]:
                     given={"source": source},
                     text={"instruction": row["instruction"]},
                     size=source.open().size,
+                    part=row["task"],
                     truth={
                         "input": source,
                         "input_caption": row["input_caption"] or "",
                         "output_caption": row["output_caption"] or "",
-                        "task": row["task"],
                     },
                 )
             )
@@ -240,7 +240,8 @@ EMU_EDIT = Benchmark(
     extractors=(*CLIPS, DINO),
     description=(
         "Each input is edited by its instruction. There is no true result: outputs are compared "
-        "with the input, and with the caption of the result. Means over items."
+        "with the input, and with the caption of the result. Means over items, and over those of "
+        "each task."
     ),
     data=Data(
         where="huggingface.co/datasets/facebook/emu_edit_test_set",

@@ -47,7 +47,10 @@ class Model:
     lacks: tuple[str, ...] = ("gso_views", "gso_pose")
 
 
-_PICTURES_AND_WORDS = ("dreambench", "multibench", "coco_fid", "unsplash50")
+_PICTURES_AND_WORDS = (
+    *("dreambench", "multibench", "coco_fid", "unsplash50"),
+    *("geneval", "t2i_compbench", "dpg_bench", "omnicontext"),
+)
 
 MODELS = {
     "OneDiffusion": Model("configs/onediffusion.py:stage=1024", passes=2, lacks=()),
@@ -81,9 +84,17 @@ ITEMS: dict[str, Parts] = {
     "gso_pose": [(150, 12)],
     "coco_fid": [(BENCHMARKS["coco_fid"].counts["val2014"], 1)],
     "unsplash50": [(450, 2)],
+    "geneval": [(BENCHMARKS["geneval"].counts["test"], 1)],
+    "t2i_compbench": [(8 * 300 * 10, 1)],
+    "dpg_bench": [(1065 * 4, 1)],
+    "gedit_bench": [(BENCHMARKS["gedit_bench"].counts["test"], 2)],
+    "imgedit_bench": [(BENCHMARKS["imgedit_bench"].counts["test"], 2)],
+    "kris_bench": [(BENCHMARKS["kris_bench"].counts["test"], 2)],
+    "omnicontext": [(100, 2), (300, 3)],
 }
 """What is asked. MultiBench: 300 prompts of two objects, 2,000 of three, four pictures each; camera
-poses: five draws of 30 objects; Unsplash-50: 9 prompts a portrait. RefCOCO: all three splits."""
+poses: five draws of 30 objects; Unsplash-50: 9 prompts a portrait. RefCOCO: all three splits. KRIS:
+as if each edit had one input; OmniContext: two references in the six tasks that have several."""
 
 
 def define_flags() -> None:

@@ -12,9 +12,10 @@ two minutes on two CPU cores.
     python -m launch.evaluate --benchmark nyuv2 --data data/nyuv2 --predictions made/elsewhere
 
 A benchmark reads its suite's true files (docs/benchmarks.md says where they are from), generates
-into the folder `--out`, scores, and writes the report there. A model is a workdir, or a folder with
-released OneDiffusion weights. A stopped run continues with the same command; processes of one job
-(`--distributed`) share the work.
+into the folder `--out`, scores, and writes the report there. What a detector or another model
+judges, such as geneval, is exported for it instead (`launch.judged` takes its answers). A model is
+a workdir, or a folder with released OneDiffusion weights. A stopped run continues with the same
+command; processes of one job (`--distributed`) share the work.
 """
 
 import json
@@ -149,10 +150,19 @@ def evaluate_benchmark() -> None:
         batch=values.batch,
         command=_command(),
     )
-    if results:
+    if not results:
+        return
+    if results["scores"]:
         print(score_table(results))
-        print(*(f"note: {text}" for text in results["deviations"]), sep="\n")
+    print(*(f"note: {text}" for text in results["deviations"]), sep="\n")
+    if benchmark.suite is None:
         print(f"report: {results['folder']}/index.html")
+        return
+    print(f"next, with {results['export']} as EXPORT: {benchmark.suite.command}")
+    print(
+        f"then: python -m launch.judged --suite {benchmark.name} --data {values.data} "
+        f"--results RESULTS --date DAY --report {results['folder']}"
+    )
 
 
 def evaluate_workdir(

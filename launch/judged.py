@@ -1,14 +1,17 @@
 """Suites that are judged elsewhere: exports pictures to a suite's layout, imports its results.
 
-    python -m launch.judged --suite geneval --data data/geneval \\
-        --pictures runs/geneval/predictions --export exports/geneval
-    # then the suite's own script, which the export names, and:
+    python -m launch.evaluate --benchmark geneval --data data/geneval --model DIR --out runs/geneval
+    # then the suite's own script on runs/geneval/export, which the run names, and:
     python -m launch.judged --suite geneval --data data/geneval --results results.jsonl \\
-        --date 2026-11-23 --report runs/geneval
+        --date 2026-11-23 --report runs/geneval/report
 
-`--pictures` has a file a picture, `<prompt's id>.png`, or `<prompt's id>/<0, 1, ...>.png` where a
-prompt takes several. What is exported already stays. `--report` holds the results.json of the run
-that made them, or its run.json; the page is rebuilt with the new scores.
+`--report` holds the run.json of the run that made the pictures, or a results.json; the page is
+rebuilt with the new scores. Pictures of another program are exported with
+
+    python -m launch.judged --suite geneval --data data/geneval --pictures made --export exported
+
+which takes a file a picture, `<prompt's id>.png`, or `<prompt's id>/<0, 1, ...>.png` where a prompt
+has several. What is exported already stays.
 """
 
 from pathlib import Path

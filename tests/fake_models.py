@@ -38,7 +38,8 @@ class FakeExtractor:
         return np.abs(self.images(a) - self.images(b)).mean(axis=1)
 
 
-KINDS = ("clip-b32", "clip-l14", "dino-s16", "lpips-alex", "lpips-vgg", "inception")
+KINDS = ("clip-b32", "clip-l14", "dino-s16", "inception", "dino-b8")
+KINDS += ("lpips-alex", "lpips-squeeze", "lpips-vgg")
 
 
 def fake_tools(*, substitute: str = "") -> Tools:

@@ -24,7 +24,7 @@ DINO = {
 
 
 def write_extractors(folder: pathlib.Path) -> pathlib.Path:
-    """Writes `clip-b32`, `clip-l14` and `dino-s16`."""
+    """Writes `clip-b32`, `clip-l14`, `dino-s16` and `dino-b8`."""
     for name in ("clip-b32", "clip-l14"):
         size = tiny_clip.write_tokenizer(folder / name)
         text = dataclasses.replace(tiny_clip.TEXT, vocab_size=size, max_position_embeddings=77)
@@ -37,5 +37,6 @@ def write_extractors(folder: pathlib.Path) -> pathlib.Path:
         for path, leaf in flatten(shapes).items()
     }
     tensors = to_official(nest(params), table=dino_table(config))
-    write_model(folder / "dino-s16", tensors, config=DINO, stem=WEIGHT_NAMES[1])
+    for name in ("dino-s16", "dino-b8"):
+        write_model(folder / name, tensors, config=DINO, stem=WEIGHT_NAMES[1])
     return folder

@@ -108,20 +108,50 @@ VGG |= {24: 512, 26: 512, 28: 512}
 """Number and channels of VGG-16's."""
 
 
+FIRES = {3: (16, 64), 4: (16, 64), 6: (32, 128), 7: (32, 128), 9: (48, 192), 10: (48, 192)}
+FIRES |= {11: (64, 256), 12: (64, 256)}
+"""Number of SqueezeNet 1.1's modules, and channels: squeezed, and of each of the two branches."""
+
+
+def _squeezenet() -> list[tuple[str, int, int, int]]:
+    """Name, inputs, outputs and kernel of SqueezeNet's convolutions."""
+    layers, inputs = [("0", 3, 64, 3)], 64
+    for number, (squeezed, each) in FIRES.items():
+        layers += [(f"{number}.squeeze", inputs, squeezed, 1)]
+        layers += [(f"{number}.expand1x1", squeezed, each, 1)]
+        layers += [(f"{number}.expand3x3", squeezed, each, 3)]
+        inputs = 2 * each
+    return layers
+
+
+def _one_path(net: str) -> list[tuple[str, int, int, int]]:
+    """The same of AlexNet and VGG-16."""
+    layers = ALEX if net == "alex" else [(n, width, 3, 1, 1) for n, width in VGG.items()]
+    found, inputs = [], 3
+    for number, width, kernel, _, _ in layers:
+        found.append((str(number), inputs, width, kernel))
+        inputs = width
+    return found
+
+
+KEPT = {
+    "alex": (64, 192, 384, 256, 256),
+    "squeeze": (64, 128, 256, 384, 384, 512, 512),
+    "vgg": (64, 128, 256, 512, 512),
+}
+"""Channels of the layers that LPIPS compares."""
+
+
 def lpips_state(net: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """Backbone and heads; the heads are not negative, as the released ones."""
     rng = np.random.default_rng(seed)
-    layers = ALEX if net == "alex" else [(n, width, 3, 1, 1) for n, width in VGG.items()]
-    state, inputs, widths = {}, 3, []
-    for number, width, kernel, _, _ in layers:
+    state = {}
+    for name, inputs, width, kernel in _squeezenet() if net == "squeeze" else _one_path(net):
         shape = (width, inputs, kernel, kernel)
         weight = rng.standard_normal(shape) * (2 / (inputs * kernel**2)) ** 0.5
-        state |= {f"features.{number}.weight": weight}
-        state |= {f"features.{number}.bias": 0.1 * rng.standard_normal(width)}
-        inputs = width
-        widths.append(width)
-    kept = widths if net == "alex" else [64, 128, 256, 512, 512]
-    for number, width in enumerate(kept):
+        state |= {f"features.{name}.weight": weight}
+        state |= {f"features.{name}.bias": 0.1 * rng.standard_normal(width)}
+    for number, width in enumerate(KEPT[net]):
         state[f"lin{number}.model.1.weight"] = rng.random((1, width, 1, 1))
     return {name: torch.from_numpy(v.astype(np.float32)) for name, v in state.items()}
 
@@ -144,6 +174,20 @@ def lpips_distance(net: str, state: dict[str, torch.Tensor], a: torch.Tensor, b:
                     x = F.max_pool2d(x, 3, stride=2)
                 x = conv(number, x, stride, padding)
                 found.append(x)
+            return found
+        if net == "squeeze":
+            found.append(x := conv(0, x, stride=2, padding=0))
+            for number in FIRES:
+                if number in (3, 6, 9):
+                    x = F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+                x = conv(f"{number}.squeeze", x, padding=0)
+                one, three = (
+                    conv(f"{number}.expand1x1", x, padding=0),
+                    conv(f"{number}.expand3x3", x),
+                )
+                x = torch.cat([one, three], 1)
+                if number not in (3, 6):
+                    found.append(x)
             return found
         for number in VGG:
             if number in (5, 10, 17, 24):

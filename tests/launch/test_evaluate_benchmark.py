@@ -35,6 +35,33 @@ def test_a_run_on_a_drawn_suite(quickstart, run_command, tmp_path):
     assert len(list((tmp_path / "out/predictions").rglob("*.npy"))) == 2
 
 
+def test_a_suite_that_others_judge(quickstart, run_command, tmp_path):
+    """From prompts to the judge's scores in the run's report, by the two commands."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    prompt = {"tag": "colors", "include": [{"class": "cup", "count": 1}], "prompt": "a red cube"}
+    (data / "evaluation_metadata.jsonl").write_text(json.dumps(prompt) + "\n")
+    flags = ["--benchmark=geneval", f"--data={data}", f"--model={quickstart.workdir}"]
+    done = run_command("evaluate", *flags, f"--out={out}", "--num_steps=1", "--task=text_to_image")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"next, with {out}/export as EXPORT: python evaluation/evaluate_images.py" in done.stdout
+    assert len({path.read_bytes() for path in (out / "export/00000/samples").iterdir()}) == 4
+    lines = [
+        {**prompt, "filename": f"{out}/export/00000/samples/{k:04d}.png", "correct": k == 0}
+        for k in range(3)
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--suite=geneval", f"--data={data}", f"--results={tmp_path / 'results.jsonl'}"]
+    done = run_command("judged", *flags, "--date=2026-11-23", f"--report={out / 'report'}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((out / "report/results.json").read_text())
+    overall = results["scores"][0]
+    assert (overall["value"], overall["n_items"], overall["n_failed"]) == (1 / 3, 4, 1)
+    assert results["steps"] == 20 and results["config"]["generator"]["sample"]["num_steps"] == 1
+    assert results["config"]["generator"]["sample"]["guidance"] >= 1
+    assert "GenEval" in (out / "report/index.html").read_text()
+
+
 def test_wrong_flags_are_one_line(run_command, tmp_path):
     done = run_command("evaluate", "--benchmark=nyuv2", f"--model={tmp_path}")
     assert done.returncode == 2

@@ -186,7 +186,8 @@ def _markdown_scores(table: Table) -> list[str]:
                 fault = f" FAULT: {row.source.fault}" if row.source.fault else ""
                 source = f"{row.source.paper}, {row.source.table}, {row.source.evidence}.{fault}"
             metric = group.metric + ("" if group.higher_is_better else " (lower is better)")
-            cells = [group.protocol, metric, row.method + captions, value]
+            protocol = f"{group.protocol}, {group.part}" if group.part else group.protocol
+            cells = [protocol, metric, row.method + captions, value]
             lines.append(_markdown_row([*cells, row.encoder, row.reference, source]))
     return lines
 

@@ -138,6 +138,7 @@ def score_result(
     reference: str,
     encoder: Mapping[str, str] | None = None,
     captions: str | None = None,
+    part: str | None = None,
     judge: Mapping[str, str] | None = None,
     n_failed: int = 0,
     failures: str | None = None,
@@ -164,6 +165,7 @@ def score_result(
         reference: what an output is compared with: "input", "gt", "text" or "none".
         encoder: {"name", "sha256" of its weights file, "preprocess"}; None for none.
         captions: the filter of the captions, "all" or "captions differ"; None where there is none.
+        part: of the items, that is scored alone, e.g. a kind of edit; None is the whole.
         judge: {"name", "date", "sha256" of its raw replies}; None for none.
         n_failed: items without a valid output or reply.
         failures: how they enter the value, e.g. "left out of the mean"; required if there are any.
@@ -189,6 +191,7 @@ def score_result(
         "judge": None if judge is None else dict(judge),
         "reference": reference,
         "captions": captions,
+        "part": part,
         "rows": dict(rows or {}),
         "seeds": list(seeds),
         "badge": badge,
@@ -358,7 +361,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ReportError(f"results.json: not JSON ({error})") from error
     _raise_faults("results.json", list(faults(results)))
-    return {"scores": [], **results}
+    scores = [{"part": None, **score} for score in results.get("scores", [])]
+    return {**results, "scores": scores}
 
 
 def read_samples(

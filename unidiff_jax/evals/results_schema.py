@@ -170,6 +170,7 @@ _SCORE_KEYS = {
     ),
     "reference": (lambda v: v in REFERENCES, " or ".join(map(repr, REFERENCES))),
     "captions": (lambda v: v is None or _is_text(v), "text, e.g. 'captions differ', or null"),
+    "part": (lambda v: v is None or _is_text(v), "text, e.g. 'background', or null for the whole"),
     "rows": (_is_numbers, "{name: finite number}, e.g. {'copy input': 0.861}"),
     "seeds": (_is_seeds, "a list of integers, e.g. [0]"),
     "badge": (lambda v: v in BADGES, " or ".join(map(repr, BADGES))),
@@ -227,6 +228,8 @@ def faults(results: Mapping[str, Any]) -> Iterator[str]:
         yield from found or _rule_faults(task, where=f"tasks[{i}] ({task['task']})")
     seen: dict[tuple, int] = {}
     for i, score in enumerate(scores):
+        if isinstance(score, dict):
+            score = {"part": None, **score}  # older files have none
         found = list(key_faults(score, keys=_SCORE_KEYS, where=f"scores[{i}]."))
         yield from found or _score_faults(score, where=f"scores[{i}] ({score['protocol']})")
         if found:
@@ -244,6 +247,7 @@ def score_key(score: Mapping[str, Any]) -> tuple:
     judge = score["judge"] and score["judge"]["name"]
     return (
         *(score[key] for key in ("protocol", "split", "metric", "reference", "captions")),
+        score.get("part"),
         encoder,
         judge,
     )

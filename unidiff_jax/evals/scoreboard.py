@@ -49,10 +49,11 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All rows of one metric of one protocol, this run's first."""
+    """All rows of one metric of one protocol, or of one part of its items, this run's first."""
 
     benchmark: str
     protocol: str
+    part: str
     title: str
     metric: str
     higher_is_better: bool
@@ -66,14 +67,15 @@ class Table(NamedTuple):
     name: str
     groups: list[Group]
     protocols: list[str]
+    parts: list[str]
     encoders: list[str]
     badges: list[str]
     kinds: list[str]
 
 
 def published_beside(score: Mapping[str, Any]) -> list[PublishedValue]:
-    """The published values that may stand beside a score: none beside a miniature one."""
-    if score["badge"] == MINIATURE:
+    """The published values that may stand beside a score: none beside a miniature's or a part's."""
+    if score["badge"] == MINIATURE or score.get("part"):
         return []
     return published_values(score["benchmark"], score["metric"], protocol=score["protocol"])
 
@@ -103,6 +105,7 @@ def make_tables(scores: Sequence[Mapping[str, Any]]) -> list[Table]:
                 name=name,
                 groups=groups,
                 protocols=_unique(group.protocol for group in groups),
+                parts=_unique(group.part for group in groups if group.part),
                 encoders=_unique(row.encoder for row in rows),
                 badges=sorted({row.badge for row in rows}, key=order.__getitem__),
                 kinds=[kind for kind in ROW_KINDS if any(row.kind == kind for row in rows)],
@@ -119,7 +122,7 @@ def make_groups(scores: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Group]:
 
     found: dict[tuple, list[tuple[int, Mapping[str, Any]]]] = {}
     for index, score in scores:
-        key = (score["protocol"], score["split"], score["metric"])
+        key = (score["protocol"], score["split"], score["metric"], score.get("part"))
         found.setdefault(key, []).append((index, score))
     groups = []
     for members in found.values():
@@ -134,6 +137,7 @@ def make_groups(scores: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Group]:
             Group(
                 benchmark=first["benchmark"],
                 protocol=first["protocol"],
+                part=first.get("part") or "",
                 title=first["title"],
                 metric=first["metric"],
                 higher_is_better=first["higher_is_better"],

@@ -32,11 +32,19 @@ class Conv(NamedTuple):
 
 
 class MaxPool(NamedTuple):
-    """Maximum of windows; padding never wins."""
+    """Maximum of windows; padding never wins.
+
+    Attributes:
+      size: pixels a side of a window.
+      stride: pixels between windows.
+      padding: pixels on each side.
+      ceil: whether a last window may end outside, so that no pixel is left over.
+    """
 
     size: int
     stride: int
     padding: int = 0
+    ceil: bool = False
 
 
 class MeanPool(NamedTuple):
@@ -79,7 +87,11 @@ def run(layers: Layers, x: Maps, *, params: Params) -> Output:
         if isinstance(layer, Conv):
             x = jax.nn.relu(_convolve(layer, x, params[layer.name]))
         elif isinstance(layer, MaxPool):
-            x = _windows(x, jax.lax.max, -jnp.inf, layer.size, layer.stride, layer.padding)
+            more = [
+                -(side - layer.size) % layer.stride if layer.ceil else 0 for side in x.shape[1:3]
+            ]
+            settings = (layer.size, layer.stride, layer.padding)
+            x = _windows(x, jax.lax.max, -jnp.inf, *settings, more=more)
         elif isinstance(layer, MeanPool):
             pad = layer.size // 2
             ones = jnp.ones_like(x[:1, :, :, :1])
@@ -104,8 +116,12 @@ def _convolve(layer: Conv, x: Maps, params: Params) -> Maps:
     return y + params["bias"]
 
 
-def _windows(x: Maps, reduce, start: float, size: int, stride: int, padding: int) -> Maps:
-    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+def _windows(
+    x: Maps, reduce, start: float, size: int, stride: int, padding: int, *, more=(0, 0)
+) -> Maps:
+    """`more` pads so many pixels more below and to the right."""
+    below, right = (padding + side for side in more)
+    sides = ((0, 0), (padding, below), (padding, right), (0, 0))
     return jax.lax.reduce_window(
         x, start, reduce, (1, size, size, 1), (1, stride, stride, 1), sides
     )

@@ -1,14 +1,14 @@
 """LPIPS 0.1 (Zhang et al. 2018): distance of pictures by the activations of a classifier.
 
 d(a, b) = sum over layers of the mean over places of w_l . (a_l - b_l)^2, where a_l are a layer's
-activations normalised along the channels (equation 1), of AlexNet or VGG-16.
+activations normalised along the channels (equation 1), of AlexNet, SqueezeNet 1.1 or VGG-16.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from unidiff_jax.models.convnet import Conv, Keep, Layers, MaxPool, run, shapes
+from unidiff_jax.models.convnet import Conv, Keep, Layers, MaxPool, Split, run, shapes
 from unidiff_jax.types import Params
 
 MEAN = (-0.030, -0.088, -0.188)
@@ -32,6 +32,14 @@ def _vgg() -> Layers:
     return tuple(layers)
 
 
+def _fire(number: int, squeezed: int, each: int) -> Layers:
+    """A module of SqueezeNet (Iandola et al. 2016, section 3.2)."""
+    name = f"features.{number}"
+    wide = (Conv(f"{name}.expand3x3", each, padding=(1, 1)),)
+    branches = ((Conv(f"{name}.expand1x1", each, (1, 1)),), wide)
+    return Conv(f"{name}.squeeze", squeezed, (1, 1)), Split(branches)
+
+
 LAYERS: dict[str, Layers] = {
     "alex": (
         Conv("features.0", 64, (11, 11), stride=4, padding=(2, 2)),
@@ -47,14 +55,39 @@ LAYERS: dict[str, Layers] = {
         Conv("features.10", 256, padding=(1, 1)),
         Keep(),
     ),
+    "squeeze": (
+        Conv("features.0", 64, stride=2),
+        Keep(),
+        MaxPool(3, 2, ceil=True),
+        *_fire(3, 16, 64),
+        *_fire(4, 16, 64),
+        Keep(),
+        MaxPool(3, 2, ceil=True),
+        *_fire(6, 32, 128),
+        *_fire(7, 32, 128),
+        Keep(),
+        MaxPool(3, 2, ceil=True),
+        *_fire(9, 48, 192),
+        Keep(),
+        *_fire(10, 48, 192),
+        Keep(),
+        *_fire(11, 64, 256),
+        Keep(),
+        *_fire(12, 64, 256),
+        Keep(),
+    ),
     "vgg": _vgg(),
 }
-"""The parts of torchvision's AlexNet and VGG-16 that are read, under their names."""
+"""The parts of torchvision's AlexNet, SqueezeNet 1.1 and VGG-16 that are read, with its names."""
 
-WIDTHS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+WIDTHS = {
+    "alex": (64, 192, 384, 256, 256),
+    "squeeze": (64, 128, 256, 384, 384, 512, 512),
+    "vgg": (64, 128, 256, 512, 512),
+}
 """Channels of the layers that are compared."""
 
-MIN_SIZE = {"alex": 31, "vgg": 16}
+MIN_SIZE = {"alex": 31, "squeeze": 17, "vgg": 16}
 """Pixels of the smallest side that every layer still has a place of."""
 
 
@@ -64,7 +97,7 @@ def distance(
     """Distances of pairs of pictures with RGB values in [-1, 1].
 
     Args:
-      params: as `lpips_shapes` says: convolutions, and `lin0` ... `lin4`, the weights w_l.
+      params: as `lpips_shapes` says: convolutions, and `lin0`, `lin1`, ..., the weights w_l.
       a: pictures.
       b: likewise.
       net: key of `LAYERS`.

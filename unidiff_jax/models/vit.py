@@ -104,6 +104,23 @@ class VisionTransformer(nnx.Module):
         Raises:
           ValueError: pictures of another size, whose patches have no positions.
         """
+        c = self.config
+        x = apply_layers(self.blocks, self._tokens(pictures), scan=c.scan_layers, remat=c.remat)
+        return self.final_norm(x)
+
+    def last_keys(self, pictures: Float[Array, "n h w 3"]) -> Float[Array, "n t d"]:
+        """Keys of the last block's attention, its heads side by side; takes what encoding takes."""
+        c = self.config
+        span = (0, c.num_hidden_layers - 1)
+        x = apply_layers(
+            self.blocks, self._tokens(pictures), scan=c.scan_layers, remat=c.remat, span=span
+        )
+        graphdef, stacked = nnx.split(self.blocks)
+        last = jax.tree.map(lambda leaf: leaf[-1], nnx.to_pure_dict(stacked))
+        return nnx.merge(graphdef, last).queries_keys_values(x)[:, :, 1].reshape(x.shape)
+
+    def _tokens(self, pictures: Float[Array, "n h w 3"]) -> Float[Array, "n t d"]:
+        """What goes into the first block."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         if pictures.shape[1:3] != (c.image_size, c.image_size):
             raise ValueError(
@@ -113,9 +130,7 @@ class VisionTransformer(nnx.Module):
         x = self.patch_embedding(pictures.astype(dtype))
         first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1)
-        x = whole_tokens(x + self.position_embedding[...].astype(dtype))
-        x = apply_layers(self.blocks, x, scan=c.scan_layers, remat=c.remat)
-        return self.final_norm(x)
+        return whole_tokens(x + self.position_embedding[...].astype(dtype))
 
 
 class PatchEmbedding(nnx.Module):
@@ -161,12 +176,16 @@ class ViTBlock(nnx.Module):
         self.ffn_down = linear(f, d, ("ffn", "embed"))
 
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        y = self.qkv(self.attention_norm(x))
-        y = y.reshape(*y.shape[:2], 3, self.config.num_attention_heads, -1)
+        y = self.queries_keys_values(x)
         y = attention(y[:, :, 0], y[:, :, 1], y[:, :, 2])
         x = whole_tokens(x + _scaled(self.out(y.reshape(x.shape)), self.attention_scale))
         y = jax.nn.gelu(self.ffn_up(self.ffn_norm(x)), approximate=False)
         return whole_tokens(x + _scaled(self.ffn_down(y), self.ffn_scale))
+
+    def queries_keys_values(self, x: Float[Array, "n t d"]) -> Float[Array, "n t 3 heads _"]:
+        """What the attention reads."""
+        y = self.qkv(self.attention_norm(x))
+        return y.reshape(*y.shape[:2], 3, self.config.num_attention_heads, -1)
 
 
 def _scale(width: int) -> nnx.Param:

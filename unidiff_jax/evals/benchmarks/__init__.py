@@ -3,7 +3,8 @@
 python -m launch.evaluate --benchmark magicbrush --data DIR --model DIR --extractors DIR
 
 Each suite is a `Benchmark` of `BENCHMARKS`; `runner.run_benchmark` generates, keeps what it made,
-scores and writes the report. `docs/benchmarks.md` says what to fetch and how long it takes.
+scores and writes the report, or exports what others judge. `docs/benchmarks.md` says what to fetch
+and how long it takes.
 """
 
 from unidiff_jax.config import ConfigError
@@ -11,6 +12,7 @@ from unidiff_jax.evals.benchmarks.base import Benchmark
 from unidiff_jax.evals.benchmarks.coco import COCO_FID
 from unidiff_jax.evals.benchmarks.depth import DIODE, ETH3D, KITTI, NYUV2, SCANNET
 from unidiff_jax.evals.benchmarks.editing import EMU_EDIT, MAGICBRUSH, PIE_BENCH
+from unidiff_jax.evals.benchmarks.judged import JUDGED
 from unidiff_jax.evals.benchmarks.multibench import MULTIBENCH
 from unidiff_jax.evals.benchmarks.portraits import UNSPLASH50
 from unidiff_jax.evals.benchmarks.referring import (
@@ -43,6 +45,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         GSO_POSE,
         COCO_FID,
         UNSPLASH50,
+        *JUDGED,
     )
 }
 

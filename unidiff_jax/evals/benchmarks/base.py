@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from unidiff_jax.evals.judged.suite import Suite
 from unidiff_jax.evals.statistics import Ratio
 from unidiff_jax.outside import (
     MAX_FILE,
@@ -96,6 +97,9 @@ class Item:
       seed: of the noise.
       chain: items of one chain are made by one process, in order; empty is the item's own.
       group: what the suite averages over first, such as a subject; empty is none.
+      part: of the suite, such as a kind of edit; each part is also scored alone. Empty is none.
+      tasks: where the benchmark's do not fit this item: the first that the model knows is asked
+        for; a model that knows none fails it.
       truth: what the score needs.
     """
 
@@ -106,6 +110,8 @@ class Item:
     seed: int = 0
     chain: str = ""
     group: str = ""
+    part: str = ""
+    tasks: tuple[str, ...] = ()
     truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -244,7 +250,8 @@ class Benchmark:
       splits: names; the first is the default.
       counts: items of each split; a run of fewer is no official one. Empty where none is official.
       read: (folder, split) to items.
-      score: see `Scorer`.
+      score: see `Scorer`; None where `suite` says who judges.
+      suite: that is judged elsewhere: pictures are written in its layout, and nothing is scored.
       extractors: kinds that the score asks for.
       description: items, inputs, scoring, for the report.
       data: what a user fetches.
@@ -266,7 +273,8 @@ class Benchmark:
     splits: tuple[str, ...] = ("test",)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     read: Callable[[epath.Path, str], Sequence[Item]]
-    score: Scorer
+    score: Scorer | None = None
+    suite: Suite | None = None
     extractors: tuple[str, ...] = ()
     description: str
     data: Data

@@ -201,11 +201,11 @@ def read_emu_edit(folder: epath.Path, split: str) -> list[Item]:
                     given={"source": source},
                     text={"instruction": row["instruction"]},
                     size=source.open().size,
+                    part=row["task"],
                     truth={
                         "input": source,
                         "input_caption": row["input_caption"] or "",
                         "output_caption": row["output_caption"] or "",
-                        "task": row["task"],
                     },
                 )
             )
@@ -240,7 +240,8 @@ EMU_EDIT = Benchmark(
     extractors=(*CLIPS, DINO),
     description=(
         "Each input is edited by its instruction. There is no true result: outputs are compared "
-        "with the input, and with the caption of the result. Means over items."
+        "with the input, and with the caption of the result. Means over items, and over those of "
+        "each task."
     ),
     data=Data(
         where="huggingface.co/datasets/facebook/emu_edit_test_set",
@@ -391,6 +392,19 @@ MAGICBRUSH = Benchmark(
 
 PIE_SIDE = 512
 
+PIE_DISTANCES = (
+    ("lpips", "lpips-squeeze", "unedited"),
+    ("lpips_edited", "lpips-squeeze", "edited"),
+    ("lpips_whole", "lpips-squeeze", "whole"),
+    ("lpips", "lpips-alex", "unedited"),
+    ("lpips", "lpips-vgg", "unedited"),
+    ("structure_distance", "dino-b8", "whole"),
+    ("structure_distance_unedited", "dino-b8", "unedited"),
+    ("structure_distance_edited", "dino-b8", "edited"),
+)
+"""Metric, extractor, and the part of the picture that is not black. LPIPS is published of what is
+not edited, the structure distance of the whole."""
+
 
 def decode_runs(runs: Sequence[int], *, side: int = PIE_SIDE) -> np.ndarray:
     """A mask (side, side), bool, of pairs (start, length) over its rows.
@@ -453,25 +467,34 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
     there, counts = split(items, made)
     if not there:
         return []
-    lpips = {kind: tools.get(kind) for kind in ("lpips-alex", "lpips-vgg")}
-    columns: dict[str, list[float]] = {}
+    networks = {kind: tools.get(kind) for _, kind, _ in PIE_DISTANCES}
+    columns: dict[tuple[str, str], list[float]] = {}
     for item in there:
         source = item.truth["input"].open()
         kept = ~decode_runs(item.truth["runs"])[None]
         output = image_distance.match_size(made(item), reference=source)
-        pair = [image_distance.zero_outside(array(x), mask=kept) for x in (output, source)]
-        row = {
-            "psnr": image_distance.psnr(pair[0], target=pair[1])[0],
-            "mse": image_distance.l2(pair[0], target=pair[1])[0],
-            "ssim": image_distance.ssim(pair[0], target=pair[1], window="gaussian")[0],
+        masks = {"unedited": kept, "edited": ~kept, "whole": np.ones_like(kept)}
+        parts = {
+            name: [image_distance.zero_outside(array(x), mask=mask) for x in (output, source)]
+            for name, mask in masks.items()
         }
-        # byte pictures for LPIPS: black outside is exact in bytes
-        black = [Image.fromarray(np.rint(x[0] * 255).astype(np.uint8)) for x in pair]
-        for kind, extractor in lpips.items():
-            if extractor is not None:
-                row[kind] = extractor.distance(black[:1], black[1:])[0]
+        pair = parts["unedited"]
+        row = {
+            ("psnr", ""): image_distance.psnr(pair[0], target=pair[1])[0],
+            ("mse", ""): image_distance.l2(pair[0], target=pair[1])[0],
+            ("ssim", ""): image_distance.ssim(pair[0], target=pair[1], window="gaussian")[0],
+        }
+        if not kept.any():
+            row = dict.fromkeys(row, np.nan)
+        # byte pictures for networks: black outside is exact in bytes
+        black = {name: [_bytes(x) for x in pair] for name, pair in parts.items()}
+        for metric, kind, part in PIE_DISTANCES:
+            network, (first, second) = networks[kind], black[part]
+            if network is not None:
+                value = network.distance([first], [second])[0] if masks[part].any() else np.nan
+                row[metric, kind] = value
         for name, value in row.items():
-            columns.setdefault(name, []).append(float(value) if kept.any() else np.nan)
+            columns.setdefault(name, []).append(float(value))
     ids = np.array([item.id for item in there])
     found = []
 
@@ -495,16 +518,17 @@ def _score_pie_bench(items: Sequence[Item], made: Predictions, tools: Tools) -> 
         )
 
     for metric in ("psnr", "ssim", "mse"):
-        add(metric, columns[metric], reference="input", higher_is_better=metric != "mse")
-    for kind in lpips:
-        if kind in columns:
+        add(metric, columns[metric, ""], reference="input", higher_is_better=metric != "mse")
+    for metric, kind, _ in PIE_DISTANCES:
+        if (metric, kind) in columns:
+            other = kind in ("lpips-alex", "lpips-vgg")
             add(
-                "lpips",
-                columns[kind],
+                metric,
+                columns[metric, kind],
                 reference="input",
                 higher_is_better=False,
-                extractor=lpips[kind],
-                own=("The official code has LPIPS of SqueezeNet.",),
+                extractor=networks[kind],
+                own=("The official code has LPIPS of SqueezeNet.",) if other else (),
             )
     for kind in CLIPS:
         clip = tools.get(kind)
@@ -530,6 +554,11 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture if picture.size == (PIE_SIDE, PIE_SIDE) else picture.resize((PIE_SIDE,) * 2)
 
 
+def _bytes(values: np.ndarray) -> Image.Image:
+    """A batch of one with values in [0, 1] as a picture."""
+    return Image.fromarray(np.rint(values[0] * 255).astype(np.uint8))
+
+
 def _black_outside(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(np.asarray(picture) * mask[..., None].astype(np.uint8))
 
@@ -542,11 +571,12 @@ PIE_BENCH = Benchmark(
     counts={"test": 700},
     read=read_pie_bench,
     score=_score_pie_bench,
-    extractors=("lpips-alex", "lpips-vgg", *CLIPS),
+    extractors=(*dict.fromkeys(kind for _, kind, _ in PIE_DISTANCES), *CLIPS),
     description=(
         "Outside the mask of the edit, PSNR, SSIM, MSE and LPIPS to the input, of pictures that "
-        "are black inside it; CLIP-T (not below 0) of the whole output, and of what is inside on "
-        "black. Means over the pictures that have the part."
+        "are black inside it; distance of structure to the input, of whole pictures; both "
+        "distances also of the other parts; CLIP-T (not below 0) of the whole output, and of what "
+        "is inside on black. Means over the pictures that have the part."
     ),
     data=Data(
         where="github.com/cure-lab/PnPInversion",

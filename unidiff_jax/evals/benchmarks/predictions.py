@@ -88,6 +88,11 @@ class Store:
         if failed.exists():
             failed.unlink()
 
+    def content(self, item: Item) -> str:
+        """sha256 of the prediction that was written last, "" if none was."""
+        note = self._note("made", item)
+        return "" if note is None else str(note.get("sha256", ""))
+
     def fail(self, item: Item, reason: str) -> None:
         """Notes that an item has no prediction."""
         note = {"asked": self.digest(item), "reason": reason}
@@ -171,7 +176,7 @@ def _make(
     requests, asked = [], []
     for item in items:
         try:
-            requests.append(_request(item, task, store))
+            requests.append(_request(item, _task(item, generator) or task, store))
             asked.append(item)
         except (InputError, MissingError) as error:
             store.fail(item, str(error))
@@ -192,6 +197,17 @@ def _make(
             store.fail(item, "the model's output is not finite")
         else:
             store.write(item, _finish(values, kind=benchmark.kind, size=item.size))
+
+
+def _task(item: Item, generator: Generator) -> str:
+    """The item's own task, "" where it is the benchmark's; raises InputError without a model's."""
+    known = [name for name in item.tasks if name in generator.tasks]
+    if item.tasks and not known:
+        raise InputError(
+            f"it needs the task {' or '.join(item.tasks)}; {generator.name} was trained on "
+            f"{', '.join(generator.tasks)}"
+        )
+    return next(iter(known), "")
 
 
 def _request(item: Item, task: str, store: Store) -> Request:

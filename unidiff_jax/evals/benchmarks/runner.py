@@ -9,10 +9,13 @@
     )
 
 A run that was stopped continues with the same command (`predictions`). Processes of one job make
-their own parts; the first one scores. `--predictions` scores what another program made.
+their own parts; the first one scores. `--predictions` scores what another program made. What others
+judge is exported (`judged`), and the run is kept for the judge's scores.
 """
 
+import functools
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -34,8 +37,10 @@ from unidiff_jax.evals.benchmarks.base import (
     Picture,
     Predictions,
     Score,
+    read_json,
 )
 from unidiff_jax.evals.benchmarks.generate import Generator
+from unidiff_jax.evals.benchmarks.judged import EXPORT, export_made
 from unidiff_jax.evals.benchmarks.predictions import (
     Store,
     foreign_predictions,
@@ -46,6 +51,7 @@ from unidiff_jax.evals.benchmarks.scoring import Tools
 from unidiff_jax.evals.charts import format_number
 from unidiff_jax.evals.report import NUM_SHOWN
 from unidiff_jax.evals.results import (
+    RUN,
     SampleWriter,
     git_state,
     package_versions,
@@ -117,7 +123,8 @@ def run_benchmark(
       command: for the report.
 
     Returns:
-      The content of results.json, and `folder`, where it lies; {} on processes but the first.
+      The content of results.json, and `folder`, where it lies; {} on processes but the first. Of a
+      suite that is judged elsewhere the content of run.json, without scores.
 
     Raises:
       ConfigError: wrong arguments, or a model without the task.
@@ -126,6 +133,11 @@ def run_benchmark(
     started = time.monotonic()
     if (generator is None) == (predictions is None):
         raise ConfigError("give a model, or the folder of another program's predictions")
+    if benchmark.suite is not None and generator is None:
+        raise ConfigError(
+            f"{benchmark.name} is judged elsewhere: `python -m launch.judged --suite "
+            f"{benchmark.name} --pictures DIR --export DIR` puts pictures in its layout"
+        )
     split = split or benchmark.splits[0]
     if split not in benchmark.splits:
         raise ConfigError(f"--split {split}: {benchmark.name} has {', '.join(benchmark.splits)}")
@@ -151,6 +163,9 @@ def run_benchmark(
             benchmark, items, generator=generator, task=task or "", store=store, batch=batch
         )
         meet("predictions")
+        if benchmark.suite is not None:
+            export_made(benchmark.suite, items, store=store)
+            meet("export")
         if jax.process_index() > 0:
             meet("report")  # scoring may take long, and a process that ends ends the job
             return {}
@@ -163,30 +178,8 @@ def run_benchmark(
     if len(made.missing) == len(items):
         reason = next(iter(made.missing.values()))
         raise BenchmarkError(f"{benchmark.name}: no item has a prediction; the first: {reason}")
-    scored = time.monotonic()
-    scores = benchmark.score(items, made, tools)
-    rows = _rows(benchmark, items, made, tools)
-    if not scores:
-        raise BenchmarkError(
-            f"{benchmark.name}: nothing to score; it needs {', '.join(benchmark.extractors)}: "
-            f"{'; '.join(tools.missing.values())}"
-        )
-    seconds["score"] = time.monotonic() - scored
     common = _deviations(benchmark, source, num_items=len(items), split=split)
-    common += tuple(f"Not scored: {what}." for what in tools.missing.values())
-    entries = [
-        _entry(
-            benchmark,
-            score,
-            rows={name: row[score.key] for name, row in rows.items() if score.key in row},
-            split=split,
-            seeds=sorted({item.seed for item in items}),
-            deviations=_deviations(benchmark, source, num_items=len(items), split=split),
-            samples=_sample_name(benchmark, score.protocol) if score.ids else None,
-        )
-        for score in _primaries_first(benchmark, scores)
-    ]
-    results = {
+    run = {
         "run_id": folder.name,
         "title": f"{benchmark.title}: {made.name}",
         "description": benchmark.description,
@@ -200,11 +193,33 @@ def run_benchmark(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "packages": package_versions(),
         "dataset_manifest_sha256": _manifest(items),
-        "scores": entries,
         "curves": {},
         "deviations": list(common),
     }
     write_json(folder / "settings.json", settings)
+    if benchmark.suite is not None:
+        run["deviations"] += _not_made(made)
+        _keep_run(folder / "report", run)
+        meet("report")
+        return run | {"scores": [], "folder": str(folder / "report"), EXPORT: str(folder / EXPORT)}
+    scored = time.monotonic()
+    scores, rows = _scored(benchmark, items, made, tools)
+    if not scores:
+        raise BenchmarkError(
+            f"{benchmark.name}: nothing to score; it needs {', '.join(benchmark.extractors)}: "
+            f"{'; '.join(tools.missing.values())}"
+        )
+    entry = functools.partial(_entry, benchmark, split=split, seeds=run["seeds"], deviations=common)
+    entries = [
+        entry(score, rows=rows, samples=_sample_name(benchmark, score.protocol))
+        for score in _primaries_first(benchmark, scores)
+    ]
+    for part, own in _parts(items).items():
+        alone, rows = _scored(benchmark, own, made, tools)
+        entries += [entry(score, rows=rows, part=part) for score in alone]
+    seconds["score"] = time.monotonic() - scored
+    not_scored = [f"Not scored: {what}." for what in tools.missing.values()]
+    results = run | {"scores": entries, "deviations": [*common, *not_scored]}
     with local_folder(folder / "report") as place:
         for part in ("samples", "img"):
             shutil.rmtree(place / part, ignore_errors=True)
@@ -233,6 +248,26 @@ def _manifest(items: Sequence[Item]) -> str:
     return hashlib.sha256("".join(item.manifest for item in items).encode()).hexdigest()
 
 
+def _not_made(made: Predictions) -> list[str]:
+    """What a judge does not get."""
+    if not made.missing:
+        return []
+    first, reason = next(iter(made.missing.items()))
+    return [f"{len(made.missing)} pictures could not be made; the first, {first}: {reason}."]
+
+
+def _keep_run(folder: epath.Path, run: Mapping[str, Any]) -> None:
+    """Writes run.json; scores of an earlier run with other pictures go."""
+    path = folder / "results.json"
+    if path.exists():
+        earlier = read_json(path)
+        now = json.loads(json.dumps(run))
+        if any(earlier.get(key) != now[key] for key in ("config", "dataset_manifest_sha256")):
+            for name in (path.name, "index.html", "summary.md"):
+                (folder / name).unlink(missing_ok=True)
+    write_json(folder / RUN, run)
+
+
 def _deviations(
     benchmark: Benchmark, data: epath.Path, *, num_items: int, split: str
 ) -> tuple[str, ...]:
@@ -246,10 +281,26 @@ def _deviations(
     return tuple(found)
 
 
-def _rows(
+def _parts(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Items by part, where a suite has several."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        if item.part:
+            found.setdefault(item.part, []).append(item)
+    return found if len(found) > 1 else {}
+
+
+Rows = Mapping[str, Mapping[tuple, float]]
+"""Estimates by row and `Score.key`."""
+
+
+def _scored(
     benchmark: Benchmark, items: Sequence[Item], made: Predictions, tools: Tools
-) -> dict[str, dict[tuple, float]]:
-    """Estimates by row and score."""
+) -> tuple[list[Score], Rows]:
+    """The scores of items, and those of what needs no model."""
+    if benchmark.score is None:
+        raise ConfigError(f"the benchmark {benchmark.name} has neither score nor suite")
+    scores = benchmark.score(items, made, tools)
     found = {}
     there = [item for item in items if item.id not in made.missing]
     for name, read in benchmark.rows.items():
@@ -261,7 +312,7 @@ def _rows(
         partner = {item.id: there[place] for item, place in zip(there, order, strict=True)}
         shuffled = Predictions(made.name, made.read, made.missing, partner)
         found[SHUFFLED] = _estimates(benchmark.score(items, shuffled, tools))
-    return found
+    return scores, found
 
 
 def _estimates(scores: Sequence[Score]) -> dict[tuple, float]:
@@ -305,11 +356,12 @@ def _entry(
     benchmark: Benchmark,
     score: Score,
     *,
-    rows: Mapping[str, float],
+    rows: Rows,
     split: str,
     seeds: Sequence[int],
     deviations: Sequence[str],
-    samples: str | None,
+    samples: str | None = None,
+    part: str = "",
 ) -> dict[str, Any]:
     failed = (f"{score.n_failed} items have no prediction.",) if score.n_failed else ()
     every = (*deviations, *score.deviations, *failed)
@@ -319,7 +371,8 @@ def _entry(
         _interval(score)[1],
         benchmark=benchmark.name,
         protocol=protocol,
-        title=f"{benchmark.title}{detail}",
+        title=f"{benchmark.title}{detail}" + (f": {part}" if part else ""),
+        part=part or None,
         metric=score.metric,
         higher_is_better=score.higher_is_better,
         n_items=len(score.items),
@@ -331,9 +384,9 @@ def _entry(
         captions=score.captions,
         n_failed=score.n_failed,
         failures=score.failures if score.n_failed else None,
-        rows=rows,
+        rows={name: row[score.key] for name, row in rows.items() if score.key in row},
         seeds=seeds,
-        samples=samples,
+        samples=samples if score.ids else None,
         deviations=every,
     )
 

@@ -192,6 +192,7 @@ def read_dreambench(folder: epath.Path, split_name: str) -> list[Item]:
                         id=f"{subject}/{number:02d}_{seed}",
                         seed=seed,
                         group=subject,
+                        part="live" if name in LIVE else "object",
                         truth={"prompt": words, "references": pictures, "input": pictures[0]},
                         **subject_fields(words, [name], pictures[:1]),
                     )
@@ -263,7 +264,8 @@ DREAMBENCH = Benchmark(
     description=(
         "30 subjects, 25 prompts, 4 pictures each. CLIP-I and DINO: mean cosine with every picture "
         "of the subject, the one that the model was shown among them; CLIP-T: cosine with the "
-        "prompt, not below 0. Means over subjects of their means."
+        "prompt, not below 0. Means over subjects of their means, and over the live ones and the "
+        "objects."
     ),
     data=Data(
         where="github.com/google/dreambooth",

@@ -9,7 +9,10 @@ scores = similarity.clip_text(clip.images(pictures), clip.texts(captions))
 | `dino-s16` | DINO ViT-S/16 | Hugging Face folder (`facebook/dino-vits16`) | 384 | `imagenet` |
 | `dinov2-b14` | DINOv2 ViT-B/14 | Hugging Face folder (`facebook/dinov2-base`) | 768 | `imagenet` |
 | `inception` | FID's Inception | `pt_inception-2015-12-05-6726825d` (file) | 2048 | `clean` |
-| `lpips-alex`, `lpips-vgg` | LPIPS 0.1 | heads and torchvision backbone | distances | `lpips` |
+| `lpips-alex`, `-squeeze`, `-vgg` | LPIPS 0.1 | heads, torchvision's backbone | pairs | `lpips` |
+| `dino-b8` | DINO ViT-B/8 | folder (`facebook/dino-vitb8`) | pairs, by their keys | `structure` |
+
+Those of pairs are distances.
 
 Pictures are preprocessed on the host by PIL, as the official code does it; `pictures` says how.
 Everything runs in float32 with products in full precision. `.pth` files are read where PyTorch is
@@ -30,7 +33,17 @@ from unidiff_jax.config import ConfigError
 from unidiff_jax.evals.extractors.identity import Identity
 from unidiff_jax.paths import AnyPath
 
-KINDS = ("clip-b32", "clip-l14", "dino-s16", "dinov2-b14", "inception", "lpips-alex", "lpips-vgg")
+KINDS = (
+    "clip-b32",
+    "clip-l14",
+    "dino-s16",
+    "dinov2-b14",
+    "inception",
+    "lpips-alex",
+    "lpips-squeeze",
+    "lpips-vgg",
+    "dino-b8",
+)
 
 Features = Float[np.ndarray, "n d"]
 Distances = Float[np.ndarray, "n"]
@@ -56,7 +69,7 @@ class TextExtractor(Extractor, Protocol):
 
 
 class DistanceExtractor(Protocol):
-    """LPIPS: distances between pictures."""
+    """LPIPS, or DINO's keys: distances between pictures."""
 
     @property
     def identity(self) -> Identity: ...
@@ -79,8 +92,8 @@ def load_extractor(
       kind: one of `KINDS`.
       path: of the weights, see the table above. Folders hold `config.json` and safetensors; CLIP's
         also `vocab.json` and `merges.txt`. LPIPS takes a folder of two files, heads and backbone
-        (`alex.pth` and `alexnet-owt-7be5be79.pth`, or `vgg.pth` and `vgg16-397923af.pth`), or one
-        file with both.
+        (`alex.pth` and `alexnet-owt-7be5be79.pth`, `squeeze.pth` and
+        `squeezenet1_1-b8a52dc0.pth`, or `vgg.pth` and `vgg16-397923af.pth`), or one file with both.
       preprocess: another than the kind's own, of those in `pictures`, for example
         `instruct_pix2pix` of a CLIP, `legacy_pytorch` or `legacy_tensorflow` of `inception`.
 
@@ -99,6 +112,8 @@ def load_extractor(
         raise ConfigError(f"extractor {kind!r} is unknown; one of {', '.join(KINDS)}")
     if kind.startswith("clip-"):
         from unidiff_jax.evals.extractors.clip import CLIPExtractor as chosen
+    elif kind == "dino-b8":
+        from unidiff_jax.evals.extractors.structure import StructureExtractor as chosen
     elif kind.startswith("dino"):
         from unidiff_jax.evals.extractors.dino import DINOExtractor as chosen
     elif kind == "inception":

@@ -47,6 +47,15 @@ RELEASED = {
         "image_size": SIZE,
         "layer_scale": False,
     },
+    "dino-b8": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 8,
+        "image_size": SIZE,
+        "layer_scale": False,
+    },
     "dinov2-b14": {
         "hidden_size": 768,
         "intermediate_size": 3072,

@@ -31,7 +31,7 @@ class LPIPSExtractor:
     """LPIPS 0.1; see `DistanceExtractor`.
 
     Attributes:
-      net: `alex` or `vgg`.
+      net: `alex`, `squeeze` or `vgg`.
     """
 
     net: str

@@ -12,6 +12,10 @@ what its official code does:
 | `legacy_pytorch` | FID | PyTorch's bilinear, which does not antialias (pytorch-fid) |
 | `legacy_tensorflow` | FID | TensorFlow 1's bilinear, which also shifts by half a pixel |
 | `lpips` | LPIPS | as it is, RGB in [-1, 1] |
+| `structure` | DINO's keys | PyTorch's bilinear, ImageNet's colours, but of values in [0, 255] |
+
+`structure` repeats PIE-Bench's code, whose environment has torchvision 0.13 (no antialiasing) and
+which does not divide by 255 before it takes ImageNet's mean and deviation.
 
 Pictures that are not RGB are converted first, and transparency is dropped.
 """
@@ -65,6 +69,9 @@ def preprocess(picture: Image.Image, *, name: str, size: int) -> Float[np.ndarra
         return (resample(rgb, size=(size, size), kind="tensorflow_bilinear") - 128) / 128
     if name == "lpips":
         return np.asarray(picture, np.float32) / np.float32(127.5) - 1
+    if name == "structure":
+        values = resample(np.asarray(picture), size=(size, size), kind="torch_bilinear")
+        return _normalize(values, IMAGENET_MEAN, IMAGENET_STD)
     raise ValueError(f"preprocess={name!r} is unknown; for example clip")
 
 

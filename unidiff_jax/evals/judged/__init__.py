@@ -1,7 +1,8 @@
 """Suites that are judged elsewhere: pictures out in the official layout, official results in.
 
 Their scores come from detectors, question-answering models or judges that do not run here. So a run
-is exported, scored by the suite's own script, and its result files are imported:
+is exported, scored by the suite's own script, and its result files are imported
+(`evals.benchmarks.judged` makes and exports it in one command):
 
     suite = get_suite("geneval")
     prompts = suite.read_prompts(Path("data/geneval"))
@@ -13,7 +14,7 @@ official script has a known fault, its own number and the one without the fault 
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from PIL import Image
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from unidiff_jax.evals.judged import (
 )
 from unidiff_jax.evals.judged.suite import Given, Judge, Prompt, Suite
 from unidiff_jax.evals.results_schema import ReportError
+from unidiff_jax.paths import AnyPath, as_path
 
 __all__ = [
     "SUITES",
@@ -37,6 +39,7 @@ __all__ = [
     "Judge",
     "Prompt",
     "Suite",
+    "check_files",
     "export",
     "get_suite",
     "is_exported",
@@ -61,16 +64,24 @@ def picture_names(prompt: Prompt) -> list[str]:
     return [prompt.id] if prompt.count == 1 else [f"{prompt.id}/{k}" for k in range(prompt.count)]
 
 
-def is_exported(suite: Suite, prompt: Prompt, *, folder: Path) -> bool:
+def is_exported(suite: Suite, prompt: Prompt, *, folder: AnyPath) -> bool:
     """Whether all files of a prompt are there; each is written whole."""
-    return all((Path(folder) / name).exists() for name in suite.files(prompt))
+    return all((as_path(folder) / name).exists() for name in suite.files(prompt))
+
+
+def check_files(suite: Suite, prompts: Sequence[Prompt], *, folder: AnyPath) -> None:
+    """Raises ReportError for a prompt whose files would lie outside of the folder."""
+    for prompt in prompts:
+        for name in suite.files(prompt):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ReportError(f"{suite.name}: {name!r} would lie outside of {folder}")
 
 
 def export(
     suite: Suite,
     prompts: Sequence[Prompt],
     *,
-    folder: Path,
+    folder: AnyPath,
     pictures: Callable[[Prompt], Sequence[Image.Image]],
 ) -> int:
     """Writes the pictures of all prompts that have none yet, and says of how many.
@@ -85,14 +96,11 @@ def export(
       ReportError: a prompt whose files would lie outside of the folder.
       ValueError: another number of pictures than the prompt's count.
     """
-    for prompt in prompts:
-        for name in suite.files(prompt):
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ReportError(f"{suite.name}: {name!r} would lie outside of {folder}")
+    check_files(suite, prompts, folder=folder)
     missing = [prompt for prompt in prompts if not is_exported(suite, prompt, folder=folder)]
     for prompt in tqdm(missing, desc=f"export {suite.name}", unit="prompt"):
         made = pictures(prompt)
         if len(made) != prompt.count:
             raise ValueError(f"{prompt.id}: {len(made)} pictures made, {prompt.count} asked for")
-        suite.write(Path(folder), prompt, made)
+        suite.write(as_path(folder), prompt, made)
     return len(missing)

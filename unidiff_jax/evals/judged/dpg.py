@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
 from PIL import Image
 
 from unidiff_jax.evals.judged.suite import (
@@ -74,7 +75,7 @@ def files(prompt: Prompt) -> list[str]:
     return [f"{prompt.id}.png"]
 
 
-def write(folder: Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
+def write(folder: epath.Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
     """Four square pictures of one size, row by row; `--resolution` is their side."""
     side = pictures[0].width
     if len(pictures) != COUNT or any(picture.size != (side, side) for picture in pictures):

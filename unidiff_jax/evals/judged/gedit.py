@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from PIL import Image
 
 from unidiff_jax.evals.judged.suite import (
@@ -82,7 +83,7 @@ def files(prompt: Prompt) -> list[str]:
     return [f"fullset/{prompt.id}.png", f"fullset/{prompt.id}_SRCIMG.png"]
 
 
-def write(folder: Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
+def write(folder: epath.Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
     """The judge sees both at 512 x 512 pixels' area, whatever their sizes."""
     (result,) = pictures
     name, source = files(prompt)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from PIL import Image
 
 from unidiff_jax.evals.judged.suite import (
@@ -49,7 +50,7 @@ def files(prompt: Prompt) -> list[str]:
     return [*pictures, f"{prompt.id}/metadata.jsonl"]
 
 
-def write(folder: Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
+def write(folder: epath.Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
     """Pictures, then the metadata."""
     *names, metadata = files(prompt)
     for name, picture in zip(names, pictures, strict=True):

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from etils import epath
 from PIL import Image
 
 from unidiff_jax.evals import statistics
 from unidiff_jax.evals.results import score_result
 from unidiff_jax.evals.results_schema import OFFICIAL, SUBSTITUTE, ReportError
-from unidiff_jax.paths import written_whole
+from unidiff_jax.paths import AnyPath, as_path, written_whole
 from unidiff_jax.sample.images import decode_picture, open_picture
 
 LEFT_OUT = "left out of the mean"
@@ -82,7 +83,7 @@ class Suite(NamedTuple):
     num_prompts: int | None
     read_prompts: Callable[[Path], list[Prompt]]
     files: Callable[[Prompt], list[str]]
-    write: Callable[[Path, Prompt, Sequence[Image.Image]], None]
+    write: Callable[[epath.Path, Prompt, Sequence[Image.Image]], None]
     import_results: Callable[[Path, Sequence[Prompt], Judge], list[dict[str, Any]]]
     command: str
 
@@ -161,9 +162,9 @@ def picture_file(folder: Path, name: str) -> Given:
     return Given(name, functools.partial(open_picture, Path(folder) / name))
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: AnyPath) -> None:
     """Writes a picture whole, PNG or JPEG (quality 95) by its ending."""
-    format = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    format = {".png": "PNG", ".jpg": "JPEG"}[as_path(path).suffix]
     with written_whole(path) as file:
         options = {"quality": 95} if format == "JPEG" else {}
         picture.convert("RGB").save(file, format=format, **options)
@@ -172,7 +173,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def save_each(suite_files: Callable[[Prompt], list[str]]):
     """The `write` of a layout with one file a picture."""
 
-    def write(folder: Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
+    def write(folder: epath.Path, prompt: Prompt, pictures: Sequence[Image.Image]) -> None:
         for name, picture in zip(suite_files(prompt), pictures, strict=True):
             save_picture(picture, folder / name)
 

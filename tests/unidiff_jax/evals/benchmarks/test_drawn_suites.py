@@ -12,10 +12,12 @@ from unidiff_jax.cameras import Cameras
 from unidiff_jax.config import ConfigError
 from unidiff_jax.evals.benchmarks import BENCHMARKS, depth, get_benchmark, views
 from unidiff_jax.evals.benchmarks.depth import true_depth
+from unidiff_jax.evals.benchmarks.editing import decode_runs
 from unidiff_jax.evals.benchmarks.miniworld_layouts import LAYOUTS, write_layout
 from unidiff_jax.evals.benchmarks.predictions import to_cameras
 from unidiff_jax.evals.benchmarks.referring import true_mask
 from unidiff_jax.evals.benchmarks.runner import SHUFFLED, run_benchmark
+from unidiff_jax.evals.scoreboard import published_beside
 from unidiff_jax.paths import as_path
 
 COUNTS = {"gso_views": 1, "gso_pose": 1, "dreambench": 3, "kitti": 2, "nyuv2": 2, "pie_bench": 2}
@@ -215,6 +217,36 @@ def test_a_copy_keeps_what_no_edit_touches(drawn, tmp_path):
     assert all(s["value"] == 0 for s in scores_of(results, metric="lpips"))
     (own,) = score_of(results, metric="lpips", encoder="lpips-alex")["deviations"][-1:]
     assert "SqueezeNet" in own
+    official = score_of(results, metric="lpips", encoder="lpips-squeeze")
+    assert not any("SqueezeNet" in text for text in official["deviations"])
+    for part in ("", "_unedited", "_edited"):
+        found = score_of(results, metric=f"structure_distance{part}", encoder="dino-b8")
+        assert found["value"] == found["rows"]["copy input"] == 0 and not found["higher_is_better"]
+
+
+def test_distances_are_of_the_part_that_they_say(drawn, tmp_path):
+    """An edit that changes nothing outside of its mask."""
+    items = get_benchmark("pie_bench").read(as_path(drawn("pie_bench")), "test")
+    masks = {item.id: decode_runs(item.truth["runs"]) for item in items}
+
+    def inside(request):
+        picture = as_rgb(request.given["source"])
+        return np.where(masks[request.id][..., None], -picture, picture)
+
+    results = run_benchmark(
+        get_benchmark("pie_bench"),
+        data=drawn("pie_bench"),
+        out=tmp_path,
+        generator=FakeGenerator(inside),
+        tools=fake_tools(),
+    )
+    squeeze = {"encoder": "lpips-squeeze"}
+    assert score_of(results, metric="lpips", **squeeze)["value"] == 0
+    assert score_of(results, metric="structure_distance_unedited")["value"] == 0
+    for name, kind in (("lpips", "lpips-squeeze"), ("structure_distance", "dino-b8")):
+        assert score_of(results, metric=f"{name}_edited", encoder=kind)["value"] > 0.01
+    whole = score_of(results, metric="structure_distance")["value"]
+    assert whole == pytest.approx(score_of(results, metric="lpips_whole")["value"]) and whole > 0.01
 
 
 def test_equal_sets_have_no_distance(drawn, tmp_path):
@@ -237,12 +269,33 @@ def test_equal_captions_are_filtered(drawn, tmp_path):
     results = run_oracle("emu_edit", drawn, tmp_path)
     counts = {
         s["captions"]: s["n_items"]
-        for s in scores_of(results, metric="clip_dir", encoder="clip-l14")
+        for s in scores_of(results, metric="clip_dir", encoder="clip-l14", part=None)
     }
     items = get_benchmark("emu_edit").read(as_path(drawn("emu_edit")), "test")
     pairs = [(item.truth["input_caption"], item.truth["output_caption"]) for item in items]
     assert counts == {"all": 4, "captions differ": sum(a != b for a, b in pairs)}
     assert 0 < counts["captions differ"] < 4
+
+
+def test_parts_of_a_suite_are_scored_alone_too(drawn, tmp_path):
+    results = run_oracle("emu_edit", drawn, tmp_path)
+    items = get_benchmark("emu_edit").read(as_path(drawn("emu_edit")), "test")
+    counts = {part: sum(item.part == part for item in items) for part in {i.part for i in items}}
+    assert len(counts) > 1
+    for metric in ("l1", "dino"):
+        whole = score_of(results, metric=metric, part=None)
+        own = {part: score_of(results, metric=metric, part=part) for part in counts}
+        assert {part: score["n_items"] for part, score in own.items()} == counts
+        sums = [own[part]["value"] * count for part, count in counts.items()]
+        assert sum(sums) / 4 == pytest.approx(whole["value"])
+        assert all("copy input" in score["rows"] and not score["samples"] for score in own.values())
+        assert published_beside(whole) and not any(map(published_beside, own.values()))
+    page = (tmp_path / "report/index.html").read_text()
+    assert "<option>the whole</option>" in page
+    for part in counts:
+        assert f"<option>{part}</option>" in page and f'data-part="{part}"' in page
+        assert f"Emu Edit test set: {part}" in page
+        assert f"| emu_edit, {part} |" in (tmp_path / "report/summary.md").read_text()
 
 
 def test_the_mark_says_what_was_drawn(tmp_path):

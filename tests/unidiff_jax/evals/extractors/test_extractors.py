@@ -11,6 +11,7 @@ import pytest
 import tiny_clip
 from PIL import Image
 from safetensors.numpy import save_file
+from tiny_extractors import write_extractors
 
 from unidiff_jax.config import ConfigError
 from unidiff_jax.evals.extractors import KINDS, load_extractor
@@ -112,6 +113,35 @@ def test_lpips_of_pairs_of_several_sizes(alex_folder):
     digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
     assert extractor.identity["sha256"] == hashlib.sha256(digests).hexdigest()
     assert extractor.identity["substitute"] == ""
+
+
+@pytest.mark.parametrize("net", sorted(lpips.LAYERS))
+def test_every_layer_has_a_place_of_the_smallest_picture(net):
+    def places(side):
+        picture = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
+        weights = lpips.lpips_shapes(net)
+        layers = lpips.LAYERS[net]
+        found = jax.eval_shape(lambda p, x: convnet.run(layers, x, params=p), weights, picture)
+        return [(maps.shape[1], maps.shape[3]) for maps in found.kept]
+
+    least = lpips.MIN_SIZE[net]
+    assert [width for _, width in places(least)] == list(lpips.WIDTHS[net])
+    assert min(side for side, _ in places(least)) > 0
+    with pytest.raises((AssertionError, TypeError, ValueError)):
+        assert min(side for side, _ in places(least - 1)) > 0
+
+
+def test_structure_is_of_squares(tmp_path):
+    extractor = load_extractor("dino-b8", write_extractors(tmp_path) / "dino-b8")
+    first = pictures((40, 40), (64, 64))
+    found = extractor.distance(first, [first[1].resize((40, 40)), first[1]])
+    assert found[0] > 1e-5 and found[1] == pytest.approx(0, abs=1e-12)
+    flipped = [picture.transpose(Image.Transpose.ROTATE_180) for picture in first]
+    assert extractor.distance(first, flipped).min() > 1e-5
+    assert extractor.distance([], []).shape == (0,)
+    with pytest.raises(ValueError, match=r"pair 0 has \(40, 40\) and \(33, 40\) pixels"):
+        extractor.distance(first[:1], pictures((33, 40)))
+    assert "hidden_size=16 (released: 768)" in extractor.identity["substitute"]
 
 
 def test_lpips_misses_its_heads(alex_folder):

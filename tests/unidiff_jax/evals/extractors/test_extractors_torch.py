@@ -122,7 +122,45 @@ def test_inception(torch, name, tmp_path, parity):
     parity("Inception of FID", difference(extractor.images(items), expected), bound=BOUND)
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
+@pytest.mark.parametrize("side", [32, 40])
+def test_structure(torch, side, tmp_path, parity):
+    """PIE-Bench's distance: keys of the last block, resized by torchvision without antialiasing."""
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, patch_size=8, image_size=32,
+        intermediate_size=40,
+    )  # fmt: skip
+    model = randomize(torch, transformers.ViTModel(config))
+    model.save_pretrained(tmp_path)
+    seen = []
+    # transformers has renamed it
+    keys = [m for name, m in model.named_modules() if name.endswith((".key", ".k_proj"))]
+    assert len(keys) == 3
+    keys[-1].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    first, second = pictures(((side, side),) * 3), pictures(((side, side),) * 4)[1:]
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+
+    def similarity(item):
+        values = torch.from_numpy(np.array(item, np.float32)).permute(2, 0, 1)
+        values = torch.nn.functional.interpolate(values[None], (32, 32), mode="bilinear")
+        with torch.no_grad():
+            model((values - mean) / std)
+        return torch.nn.functional.cosine_similarity(seen[-1][:, None], seen[-1][None], dim=-1)
+
+    expected = [
+        float(torch.nn.functional.mse_loss(similarity(a), similarity(b)))
+        for a, b in zip(first, second, strict=True)
+    ]
+    extractor = load_extractor("dino-b8", tmp_path)
+    got = extractor.distance(first, second)
+    parity("distance of structure", difference(got, np.asarray(expected)), bound=BOUND)
+    assert min(expected) > 1e-3
+    assert extractor.identity["preprocess"] == "structure"
+    assert extractor.identity["substitute"].startswith("hidden_size=24 (released: 768)")
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
 def test_lpips(torch, net, tmp_path, parity):
     import torch_extractors
 

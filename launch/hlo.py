@@ -63,7 +63,8 @@ class Collective(NamedTuple):
     def sent(self) -> float:
         """Bytes that a chip sends in all runs, by the best known ring."""
         share = (len(self.group) - 1) / max(len(self.group), 1)
-        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        paired = float(len(self.group) > 1)
+        factor = {"all-reduce": 2 * share, "collective-permute": paired}.get(self.kind, share)
         return factor * self.num_bytes * self.count
 
 
@@ -237,10 +238,11 @@ def _elements(shape: str) -> list[str]:
 
 
 def _group(line: str) -> tuple[int, ...]:
-    """Partitions of the first group."""
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
+    """Partitions of the first group; of pairs, the first two that differ."""
+    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line)
     if pairs:
-        return int(pairs[1]), int(pairs[2])
+        found = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]
+        return next((pair for pair in found if pair[0] != pair[1]), found[0][:1])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return tuple(map(int, listed[1].split(",")))

@@ -139,6 +139,8 @@ def test_traffic_counts_slices_and_leaves_near_memory_out():
         ("replica_groups=mesh['a'=2,'b'=3] {'b'}", (0, 1, 2)),
         ("replica_groups=mesh['a'=2,'b'=3] {'a'}", (0, 3)),
         ("source_target_pairs={{0,1},{1,0}}", (0, 1)),
+        ("source_target_pairs={{0,0},{1,2},{2,1}}", (1, 2)),  # 0 keeps its own
+        ("source_target_pairs={{0,0},{1,1}}", (0,)),
     ],
 )
 def test_forms_of_groups(groups, first):

@@ -295,7 +295,7 @@ def test_what_cannot_be_made_is_not_exported(tmp_path):
     )
     assert [p.name for p in (tmp_path / "out/export").rglob("*.jpg")] == ["1.jpg"]
     (note,) = [text for text in results["deviations"] if "could not be made" in text]
-    assert "temporal/1: it needs the task customize or personalize or subject" in note
+    assert "temporal/1: it needs the task interleave or customize or personalize or subject" in note
     # what was exported goes when its picture does
     (tmp_path / "out/predictions/color/1.png").unlink()
     broken = FakeGenerator(lambda request: grey(request) * np.nan)

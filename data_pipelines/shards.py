@@ -155,7 +155,7 @@ def _read_entry(folder: AnyPath, name: str) -> dict[str, Any]:
     try:
         entry = read_object(described, limit=MAX_FILE)
         records, size = entry["records"], entry["bytes"]
-        if not fits([records, size], [int]):
+        if not fits([records, size], [int]) or not all(0 <= n < 2**63 for n in (records, size)):
             raise TypeError(f"records={shown(records)}, bytes={shown(size)}")
         return entry
     except FileNotFoundError:

@@ -290,7 +290,11 @@ SHARDED = {
         lambda: [encode_record(EXAMPLE)],
         {
             "schema": "encoded/1",
-            "values": {"task": "edit", "shards": {"train": 1, "validation": 1}},
+            "values": {
+                "task": "edit",
+                "shards": {"train": 1, "validation": 1},
+                "autoencoder": {"latent_channels": 4},
+            },
             "largest": LARGEST,
         },
         lambda folder: EncodedSource([folder], task=get_task("edit"), split="train"),

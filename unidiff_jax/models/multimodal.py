@@ -34,8 +34,29 @@ STD_RGB = (0.26862954, 0.26130258, 0.27577711)
 """Of the RGB values in [0, 1] of CLIP's training pictures."""
 
 
+class _SizesOfText:
+    """What a config takes from its text encoder's."""
+
+    text: T5Config
+
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.text.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.text.vocab_size
+
+    @property
+    def max_length(self) -> None:
+        """Prompts may have any length."""
+        return self.text.max_length
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultimodalConfig:
+class MultimodalConfig(_SizesOfText):
     """Sizes of the parts.
 
     Attributes:
@@ -50,24 +71,9 @@ class MultimodalConfig:
     text: T5Config
     num_query_tokens: int = 32
 
-    @property
-    def width(self) -> int:
-        """Channels of a state."""
-        return self.text.width
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.text.vocab_size
-
-    @property
-    def max_length(self) -> None:
-        """Prompts may have any length."""
-        return self.text.max_length
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PatchT5Config:
+class PatchT5Config(_SizesOfText):
     """Sizes of `PatchT5`.
 
     Attributes:
@@ -77,21 +83,6 @@ class PatchT5Config:
 
     text: T5Config
     picture_dim: int
-
-    @property
-    def width(self) -> int:
-        """Channels of a state."""
-        return self.text.width
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.text.vocab_size
-
-    @property
-    def max_length(self) -> None:
-        """Prompts may have any length."""
-        return self.text.max_length
 
 
 class MultimodalStates(NamedTuple):

@@ -135,7 +135,7 @@ def export_made(suite: Suite, items: Sequence[Item], *, store: Store) -> int:
     for item in items:
         by_prompt.setdefault(item.truth["prompt"].id, []).append(item)
     folder = store.folder / EXPORT
-    digests: dict[str, str] = {}
+    digests: dict[str, str] = {}  # of those that are new or changed
     whole: dict[str, list[Item]] = {}
     pieces = own_pieces(list(by_prompt.values()))
     made = own_predictions([item for own in pieces for item in own], store=store, name=suite.name)
@@ -149,8 +149,9 @@ def export_made(suite: Suite, items: Sequence[Item], *, store: Store) -> int:
             for name in suite.files(prompt):
                 (folder / name).unlink(missing_ok=True)
             _note(store, prompt).unlink(missing_ok=True)
+            digests[prompt.id] = digest
         if is_whole:
-            whole[prompt.id], digests[prompt.id] = own, digest
+            whole[prompt.id] = own
 
     def pictures(prompt: Prompt) -> list[Image.Image]:
         return [made(item) for item in whole[prompt.id]]
@@ -161,7 +162,7 @@ def export_made(suite: Suite, items: Sequence[Item], *, store: Store) -> int:
     except (ReportError, MissingError) as error:
         raise BenchmarkError(str(error)) from None
     for prompt in prompts:
-        if _exported(store, prompt) != digests[prompt.id]:
+        if prompt.id in digests:
             write_json(_note(store, prompt), {"pictures": digests[prompt.id]})
     return len(prompts)
 

@@ -80,7 +80,8 @@ def test_five_minutes(miniworld, tmp_path):
     assert set(faults) == set(FAULTS) and sum(faults.values()) >= 6, found
     assert faults["flip"] + faults["cut"] and faults["terminate"] and faults["pause"], found
     assert found["starts"] > 4 and found["last_loss"] < 1 and found["steps"] > 100
-    assert found["files"][1] - found["files"][0] <= 10, found
+    # a moment of saving has more open, so not their range: under eight more by the end
+    assert found["per_hour"]["files"]["low"] <= 8 / 0.08, found
     restarts = (tmp_path / "soak" / "restarts.log").read_text()
     assert "could not be used" in restarts and "ended by SIGKILL" in restarts
     assert "ended with status 143" in restarts

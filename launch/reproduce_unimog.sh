@@ -17,7 +17,7 @@ subjects, and compares them:
 It tests the mechanism: small pictures of emoji, and a model of a million parameters. Stopped, it
 continues with the same command; what is finished is left alone.
 
-  STEPS, BASE_STEPS   train steps of an arm (2000: below 8 minutes on two cores) and of the base
+  STEPS, BASE_STEPS   train steps of an arm (2000: 11 to 13 minutes on two cores) and of the base
                       (6000)
   TINY                1 for sizes that take seconds, for tests
   SUBJECTS            folder of subjects (default: data/subjects-32)
